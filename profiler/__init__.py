@@ -1,0 +1,1 @@
+"""Quantization accuracy profiler for PyTorch."""
