@@ -41,9 +41,7 @@ def read_pins(name: str, python: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("python", PYTHONS)
-@pytest.mark.parametrize(
-    ("file", "extras"), [("demo.txt", ("demo",)), ("dev.txt", ("demo", "deploy", "test", "lint"))]
-)
+@pytest.mark.parametrize(("file", "extras"), [("demo.txt", ("demo",)), ("dev.txt", ("demo", "deploy", "test", "lint"))])
 def test_pins_meet_every_declared_dependency(file: str, extras: tuple[str, ...], python: str) -> None:
     pins = read_pins(file, python)
     declared = [*PROJECT["dependencies"], *(item for extra in extras for item in EXTRAS[extra])]
