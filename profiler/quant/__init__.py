@@ -1,0 +1,40 @@
+"""The quantization core: prepare, calibrate, train, convert."""
+
+from profiler.quant import ops as _ops
+from profiler.quant.affine import qint4, qint8, qint16, qint32, qinfo
+from profiler.quant.eager.convert import convert
+from profiler.quant.eager.fuse import fuse_known_modules, fuse_modules
+from profiler.quant.eager.prepare import prepare_qat
+from profiler.quant.fake_quant import FakeQuantize
+from profiler.quant.march import March, get_march, set_march
+from profiler.quant.observers import (
+    FixedScaleObserver,
+    MinMaxObserver,
+    MovingAverageMinMaxObserver,
+    MovingAveragePerChannelMinMaxObserver,
+    MSEObserver,
+    PercentileObserver,
+)
+from profiler.quant.ops.functional import FloatFunctional
+from profiler.quant.policy import set_state_policy
+from profiler.quant.qconfig import (
+    QConfig,
+    default_calib_8bit_fake_quant_qconfig,
+    default_calib_8bit_weight_16bit_act_fake_quant_qconfig,
+    default_calib_8bit_weight_32bit_out_fake_quant_qconfig,
+    default_calib_16bit_fake_quant_qconfig,
+    default_calib_out_8bit_fake_quant_qconfig,
+    default_qat_8bit_fake_quant_qconfig,
+    default_qat_8bit_fixed_act_fake_quant_qconfig,
+    default_qat_8bit_weight_16bit_act_fake_quant_qconfig,
+    default_qat_8bit_weight_32bit_out_fake_quant_qconfig,
+    default_qat_16bit_fake_quant_qconfig,
+    default_qat_out_8bit_fake_quant_qconfig,
+    get_default_calib_qconfig,
+    get_default_qat_out_qconfig,
+    get_default_qat_qconfig,
+    get_default_qconfig,
+)
+from profiler.quant.qtensor import QTensor
+from profiler.quant.states import FakeQuantState, set_fake_quantize
+from profiler.quant.stubs import DeQuantStub, QuantStub

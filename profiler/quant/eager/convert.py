@@ -1,0 +1,35 @@
+"""convert: from fake quant to integers, in eager mode."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from profiler.quant.swap import convert_modules, copy_model
+
+
+def convert(
+    module: nn.Module,
+    mapping: dict[Any, Any] | None = None,
+    inplace: bool = False,
+    remove_qconfig: bool = True,
+    fast_mode: bool = False,
+) -> nn.Module:
+    """Integer model of a calibrated or trained model in eval.
+
+    Args:
+        module: prepared model, calibrated, `eval()`. Any fake-quant state will do.
+        mapping: accepted for compatibility; the op table decides.
+        inplace: change `module` instead of a copy.
+        remove_qconfig: drop the `qconfig` attributes.
+        fast_mode: accepted; there is one integer form.
+
+    Raises:
+        StateError: the model is in training mode.
+        NotCalibratedError: activations without a scale; the message names them.
+    """
+    if not inplace:
+        module = copy_model(module)
+    convert_modules(module, remove_qconfig)
+    return module

@@ -1,0 +1,125 @@
+"""Gives quantizers to the plain functions (`+`, torch.cat, ...) of an eagerly prepared model while it runs."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from torch import Tensor, nn
+
+from profiler.errors import UnsupportedOpError
+from profiler.quant.calls import CallTracker, FunctionCall
+from profiler.quant.fake_quant import FakeQuantize
+from profiler.quant.naming import generated_name, join, parse_generated
+from profiler.quant.ops.functional import make_fake_quant_function
+from profiler.quant.ops.registry import Family, spec_of_function
+from profiler.quant.qconfig import QConfig
+from profiler.quant.qtensor import QTensor, first_qtensor, user_line
+from profiler.quant.states import journal_of, named_fake_quants
+
+FQN_ATTRIBUTE = "quant_fqn"
+_LOCAL = threading.local()
+
+
+class EagerDispatch(CallTracker):
+    """Sends functions on quantized values to `_generated_<function>_<k>` in the calling module."""
+
+    def call_function(self, call: FunctionCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run one function, through its generated module where it makes values that need an own scale."""
+        spec = spec_of_function(call.name)
+        if spec is None or spec.family is not Family.FUNCTION or first_qtensor([args, kwargs]) is None:
+            return call.func(*args, **kwargs)
+        name = generated_name(call.name, call.k)
+        module = call.module._modules.get(name)
+        if module is None:
+            module = self._create(call, name)
+        result = module(*args, **kwargs)
+        _write_back(call, args, result)
+        return result
+
+    def _create(self, call: FunctionCall, name: str) -> nn.Module:
+        parent, root = call.module, self.frames[0].module
+        qconfig = parent.__dict__.get("qconfig")
+        where = f"{call.name} in {getattr(parent, FQN_ATTRIBUTE, type(parent).__name__)}, called at {user_line()}"
+        if not isinstance(qconfig, QConfig):
+            raise UnsupportedOpError(
+                f"{where}: got quantized values where nothing is configured (qconfig = None, or a converted model took a "
+                "path that was never calibrated); put a DeQuantStub before it, or calibrate with data that takes this path"
+            )
+        module = generate(parent, call.name, name, qconfig)
+        for fake_quant in module.modules():
+            if isinstance(fake_quant, FakeQuantize):
+                _join_state(fake_quant, root, join(join(getattr(parent, FQN_ATTRIBUTE, ""), name), "activation_post_process"))
+        return module
+
+
+def generate(parent: nn.Module, function: str, name: str, qconfig: QConfig) -> nn.Module:
+    """Create the module that stands in a function's place and register it in the calling module."""
+    module = make_fake_quant_function(parent, function, {}, "", qconfig)
+    module.label = f"FunctionOp[{function}]"
+    parent.add_module(name, module)
+    install_hooks(module)
+    return module
+
+
+def install_hooks(module: nn.Module) -> None:
+    """Let the dispatcher of this thread follow the module's forward, also when it raises."""
+    module.register_forward_pre_hook(_enter, prepend=True)
+    module.register_forward_hook(_leave, always_call=True)
+
+
+def create_from_keys(
+    module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any
+) -> None:
+    """Before loading: create the generated modules whose keys a checkpoint holds (they appear on the first forward)."""
+    for key in list(state_dict):
+        if not key.startswith(prefix):
+            continue
+        name = key[len(prefix) :].split(".", 1)[0]
+        parsed = parse_generated(name)
+        qconfig = module.__dict__.get("qconfig")
+        if parsed is not None and name not in module._modules and isinstance(qconfig, QConfig):
+            generate(module, parsed[0], name, qconfig)
+
+
+def _enter(module: nn.Module, args: Any) -> None:
+    tracker = getattr(_LOCAL, "tracker", None)
+    if tracker is None:
+        tracker = _LOCAL.tracker = EagerDispatch()
+        tracker.__enter__()
+    tracker.enter(module)
+
+
+def _leave(module: nn.Module, args: Any, output: Any) -> None:
+    tracker = getattr(_LOCAL, "tracker", None)
+    if tracker is None:
+        return
+    tracker.leave(module)
+    if not tracker.frames:
+        _LOCAL.tracker = None
+        tracker.__exit__(None, None, None)
+
+
+def _join_state(fake_quant: FakeQuantize, root: nn.Module, name: str) -> None:
+    """A late fake quant takes part in the state and the journal of the model it joins."""
+    sibling = next((fq for _, fq in named_fake_quants(root) if fq.journal is not None), None)
+    fake_quant.name, fake_quant.journal = name, journal_of(root)
+    if sibling is not None:
+        fake_quant.journal = sibling.journal
+        fake_quant.enable_observer(sibling.is_observer_on)
+        fake_quant.enable_fake_quant(sibling.is_fake_quant_on)
+        fake_quant.train(sibling.training)
+
+
+def _write_back(call: FunctionCall, args: tuple[Any, ...], result: Any) -> None:
+    """In-place spellings (`x.add_(y)`) also change the tensor they were called on."""
+    is_in_place = getattr(call.func, "__name__", "").rstrip("_") != getattr(call.func, "__name__", "")
+    target = args[0] if args else None
+    if not (is_in_place and isinstance(target, QTensor) and isinstance(result, QTensor)):
+        return
+    if getattr(call.func, "__name__", "").startswith("__") and not getattr(call.func, "__name__", "").startswith("__i"):
+        return
+    data: Tensor = target.plain.data
+    if data.shape == result.shape:
+        data.copy_(result.plain.data)
+        target.scale, target.qdtype, target.ch_axis = result.scale, result.qdtype, result.ch_axis

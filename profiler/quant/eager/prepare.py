@@ -1,0 +1,79 @@
+"""prepare_qat: swap modules for their fake-quant forms, in eager mode."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from profiler.quant.eager.dispatch import FQN_ATTRIBUTE, create_from_keys, install_hooks
+from profiler.quant.eager.fuse import name_fused_groups
+from profiler.quant.fake_quant import FakeQuantize
+from profiler.quant.loading import match_bounds_after_load
+from profiler.quant.march import require_march
+from profiler.quant.observers import ObserverBase
+from profiler.quant.qconfig import propagate_qconfig
+from profiler.quant.states import attach_journal
+from profiler.quant.swap import EFFECTS_ATTRIBUTE, QuantEffect, copy_model, effect_of, fake_quant_form, leaves
+
+
+def prepare_qat(
+    model: nn.Module,
+    mapping: dict[Any, Any] | None = None,
+    inplace: bool = False,
+    optimize_graph: bool = False,
+    hybrid: bool = False,
+    optimize_kwargs: dict[str, Any] | None = None,
+) -> nn.Module:
+    """Prepare a model for calibration or QAT; qconfigs were set as `qconfig` attributes before.
+
+    A child inherits its parent's qconfig; its own wins; None keeps the subtree in float. Functions such as `+` on
+    quantized values get a `_generated_<function>_<k>` module on the first forward. The model that comes back is in the
+    QAT state.
+
+    Args:
+        model: float model, fused if wanted, with QuantStub and DeQuantStub at its boundaries.
+        mapping: `{float class: f(module, qconfig) -> module}` for further classes.
+        inplace: change `model` instead of a copy.
+        optimize_graph: accepted; no march in the table needs it yet.
+        hybrid: accepted; ops with qconfig None must stand behind a DeQuantStub.
+        optimize_kwargs: accepted with optimize_graph.
+
+    Returns:
+        The prepared model, with `quant_effects` and `quant_journal`.
+
+    Raises:
+        ConfigError: no march is set, or a qconfig attribute is no QConfig.
+        PrepareError: a qconfig cannot be used for its op.
+    """
+    require_march()
+    if not inplace:
+        model = copy_model(model)
+    name_fused_groups(model)
+    propagate_qconfig(model)
+    effects = _swap_leaves(model, mapping or {})
+    for name, module in model.named_modules():
+        if isinstance(module, (FakeQuantize, ObserverBase)):
+            continue
+        setattr(module, FQN_ATTRIBUTE, name)
+        install_hooks(module)
+        module._register_load_state_dict_pre_hook(create_from_keys, with_module=True)
+    attach_journal(model)
+    setattr(model, EFFECTS_ATTRIBUTE, effects)
+    model.register_load_state_dict_post_hook(match_bounds_after_load)
+    return model
+
+
+def _swap_leaves(model: nn.Module, mapping: dict[Any, Any]) -> list[QuantEffect]:
+    done: dict[int, tuple[nn.Module, nn.Module]] = {}
+    effects = []
+    for parent, attribute, module, path in list(leaves(model)):
+        qconfig = module.__dict__.get("qconfig")
+        if id(module) not in done:
+            custom = mapping.get(type(module))
+            new = custom(module, qconfig) if custom and qconfig is not None else fake_quant_form(module, qconfig)
+            new.__dict__["qconfig"] = qconfig
+            done[id(module)] = (new, module)
+            effects.append(effect_of(path, new, qconfig))
+        parent._modules[attribute] = done[id(module)][0]
+    return effects

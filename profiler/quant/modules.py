@@ -1,0 +1,93 @@
+"""What all quantized forms of modules share: being an op, taking over a float module, wrapping an output."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+from profiler.errors import UnsupportedOpError
+from profiler.quant.fake_quant import FakeQuantize
+from profiler.quant.qconfig import QConfig
+from profiler.quant.qtensor import QTensor
+
+_M = TypeVar("_M", bound=nn.Module)
+
+
+class QuantOp(nn.Module):
+    """Marks modules of this core that are one op: nothing inside them is looked at."""
+
+
+class Identity(nn.Identity):
+    """Stands where a module was fused away; `fused_into` tells where it went."""
+
+    fused_into: str = ""
+
+
+def is_leaf(module: nn.Module) -> bool:
+    """Whether a module is one op for tracing and measuring: ours, or torch.nn's own except containers.
+
+    A scripted module is opaque, so it is one op too.
+    """
+    if isinstance(module, (QuantOp, Identity)):
+        return True
+    if isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)) or type(module) is nn.Module:
+        return False
+    source = type(module).__module__
+    return source.startswith(("torch.nn.", "torch.ao.nn.", "torch.ao.quantization.stubs", "torch.jit."))
+
+
+def adopt(cls: type[_M], module: nn.Module) -> _M:
+    """A `cls` instance with the parameters, buffers, attributes and flags of `module`, whose class it extends.
+
+    Parameters are shared, the tables that hold them are not: the result can be changed freely.
+    """
+    new = cls.__new__(cls)
+    new.__dict__ = {
+        key: type(value)(value) if key in ("_parameters", "_buffers", "_modules") else value
+        for key, value in module.__dict__.items()
+    }
+    return new
+
+
+def make_activation(qconfig: QConfig, module: nn.Module) -> FakeQuantize | None:
+    """The activation fake quant of a qconfig on the module's device and in its training mode, or None."""
+    if qconfig.activation is None:
+        return None
+    return place_like(qconfig.activation(), module)
+
+
+def place_like(fake_quant: FakeQuantize, module: nn.Module) -> FakeQuantize:
+    """Move a fake quant to the module's device and training mode."""
+    tensor = next(iter(module.parameters()), next(iter(module.buffers()), None))
+    if tensor is not None:
+        fake_quant.to(tensor.device)
+    fake_quant.train(module.training)
+    return fake_quant
+
+
+def quantized_output(y: Tensor, fake_quant: FakeQuantize | None) -> Tensor:
+    """Fake-quantize an output and attach its scale; without a fake quant the plain float tensor (high precision)."""
+    if fake_quant is None:
+        return y
+    y = fake_quant(y)
+    return QTensor.wrap(y, fake_quant.tensor_scale, fake_quant.dtype, fake_quant.ch_axis)
+
+
+def require_codes(x: Any, where: str) -> QTensor:
+    """The input as integer codes.
+
+    Raises:
+        UnsupportedOpError: it is a float tensor.
+    """
+    if isinstance(x, QTensor) and x.holds_codes:
+        return x
+    raise UnsupportedOpError(
+        f"{where}: a converted op got {type(x).__name__} with float values, expected integer codes; a QuantStub is "
+        "missing before it"
+    )
+
+
+def type_name(module: nn.Module) -> str:
+    """Class path as tables print it; fused ops show their fused name."""
+    return f"{type(module).__module__}.{module._get_name()}"

@@ -1,0 +1,69 @@
+"""Names of ops: the same in all stages and in both front ends, so that they can join stages."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+_GENERATED = re.compile(r"^_generated_(?P<function>\w+)_(?P<k>\d+)$")
+
+# Reads of facts about a tensor, and bookkeeping: they compute no activation and are never ops.
+NOT_OPS = frozenset(
+    "size dim shape ndim numel nelement device dtype layout stride storage_offset is_contiguous is_floating_point is_complex "
+    "is_cuda is_quantized is_sparse is_leaf is_meta is_mkldnn is_nested is_inference requires_grad grad grad_fn data_ptr "
+    "len bool int float_value index item tolist repr str format hash dir reduce_ex deepcopy set delete iter "
+    "element_size itemsize nbytes names register_hook retain_grad backward set_grad_enabled get_device ndimension "
+    "untyped_storage storage output_nr version _version is_same_size is_nonzero is_signed result_type is_tensor "
+    "has_names numpy array contains retains_grad _backward_hooks _base is_shared is_pinned can_cast "
+    "promote_types is_conj is_neg is_grad_enabled allclose equal manual_seed".split()
+)
+_DUNDER_ALIASES = {"truediv": "div", "getitem": "getitem", "iadd": "add", "radd": "add", "isub": "sub", "rsub": "sub",
+                   "imul": "mul", "rmul": "mul", "idiv": "div", "itruediv": "div", "rtruediv": "div", "rdiv": "div",
+                   "rmatmul": "matmul", "imatmul": "matmul", "rpow": "pow", "ipow": "pow", "concat": "cat",
+                   "concatenate": "cat", "multiply": "mul", "divide": "div", "subtract": "sub", "true_divide": "div"}  # fmt: skip
+
+
+def canonical_function_name(func: Callable[..., Any] | str) -> str:
+    """One name for all spellings of a torch function: `+`, `x.add`, `x.add_`, `torch.add` are `add`.
+
+    Args:
+        func: a torch function, operator, tensor method or property getter as seen by `__torch_function__`, or its
+            name (an fx call_method target).
+    """
+    name = func if isinstance(func, str) else getattr(func, "__name__", type(func).__name__)
+    if name in ("__get__", "__set__", "__delete__") and not isinstance(func, str):
+        descriptor = getattr(func, "__self__", None)
+        name = getattr(descriptor, "__name__", "property") if name == "__get__" else "set"
+    if name.startswith("__") and name.endswith("__"):
+        name = name[2:-2]
+    name = name.lstrip("_").rstrip("_") or name
+    return _DUNDER_ALIASES.get(name, name)
+
+
+def join(parent: str, name: str) -> str:
+    """Dotted path of a child; the root has the empty name."""
+    return f"{parent}.{name}" if parent else name
+
+
+def generated_name(function: str, k: int) -> str:
+    """Attribute name of the module that stands in a function's place."""
+    return f"_generated_{function}_{k}"
+
+
+def parse_generated(name: str) -> tuple[str, int] | None:
+    """Function and call number of a generated module's attribute name, or None for any other name."""
+    match = _GENERATED.match(name)
+    return (match["function"], int(match["k"])) if match else None
+
+
+def op_name(fqn: str) -> str:
+    """Op name of a module path: `block._generated_add_0` is the op `block.add_0`, any other path is itself."""
+    parent, _, last = fqn.rpartition(".")
+    parsed = parse_generated(last)
+    return join(parent, f"{parsed[0]}_{parsed[1]}") if parsed else fqn
+
+
+def call_name(name: str, call: int) -> str:
+    """Name of one call of an op: bare for the first, `name(1)` for the second."""
+    return name if call == 0 else f"{name}({call})"

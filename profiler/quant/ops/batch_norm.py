@@ -1,0 +1,107 @@
+"""BatchNorm that stands alone: a depthwise 1x1 product with int8 gain and int32 shift."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from profiler.quant.affine import along_axis, scale_from_absmax
+from profiler.quant.modules import quantized_output
+from profiler.quant.ops.gemm import FakeQuantGemm, Gemm, IntegerGemm, batch_norm_affine, make_fake_quant
+from profiler.quant.ops.registry import Family, OpSpec, register
+from profiler.quant.qconfig import QConfig
+from profiler.quant.qtensor import to_plain
+
+
+class _ChannelProduct(Gemm):
+    def gemm(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """`x * weight[c] + bias[c]` along axis 1."""
+        y = x * along_axis(weight, x.dim(), 1)
+        return y if bias is None else y + along_axis(bias, x.dim(), 1)
+
+    def out_axis(self, y: Tensor) -> int:
+        """Always 1: `[N, C, ...]`."""
+        return 1
+
+
+class IntegerBatchNorm(_ChannelProduct, IntegerGemm):
+    """BatchNorm on int8 codes."""
+
+    base_name = "BatchNorm"
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.shape[0]}, out={self.out_dtype}"
+
+
+class FakeQuantBatchNorm(_ChannelProduct, FakeQuantGemm):
+    """BatchNorm with fake-quantized gain and output.
+
+    In training mode it normalises with the batch, updates its statistics, and quantizes the output only: the gain
+    that integers will use does not exist yet.
+    """
+
+    base_name = "BatchNorm"
+    integer_class = IntegerBatchNorm
+
+    def weight_and_bias(self) -> tuple[Tensor, Tensor]:
+        """Gain and shift `[C]` from the running statistics, float32."""
+        gain, shift = batch_norm_affine(self)
+        return gain.float(), shift.float()
+
+    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        """Fake-quantized result as a QTensor."""
+        if not self.training:
+            self.follow_gain()
+            return super().forward(x)
+        return quantized_output(self.batch_norm(to_plain(x)), self.activation_post_process)
+
+    @torch.no_grad()
+    def follow_gain(self) -> None:
+        """Set the weight scale from the gain: with one value per channel it needs no observing."""
+        gain = self.weight_and_bias()[0]
+        fake_quant = self.weight_fake_quant
+        fake_quant.set_qparams(scale_from_absmax(gain.abs(), fake_quant.info.quant_min, fake_quant.info.quant_max))
+
+    def to_integer(self) -> IntegerGemm:
+        """The integer form, with the scale of the present gain."""
+        self.follow_gain()
+        return super().to_integer()
+
+    def batch_norm(self, x: Tensor) -> Tensor:
+        """torch's own batch norm, with its update of the running statistics."""
+        raise NotImplementedError
+
+
+class FakeQuantBatchNorm2d(FakeQuantBatchNorm, nn.BatchNorm2d):
+    """BatchNorm2d form."""
+
+    base_name = "BatchNorm2d"
+
+    def batch_norm(self, x: Tensor) -> Tensor:
+        """Train-mode batch norm."""
+        return nn.BatchNorm2d.forward(self, x)
+
+
+class FakeQuantBatchNorm1d(FakeQuantBatchNorm, nn.BatchNorm1d):
+    """BatchNorm1d form."""
+
+    base_name = "BatchNorm1d"
+
+    def batch_norm(self, x: Tensor) -> Tensor:
+        """Train-mode batch norm."""
+        return nn.BatchNorm1d.forward(self, x)
+
+
+def _batch_norm(module: nn.Module, qconfig: QConfig) -> nn.Module:
+    cls: type[FakeQuantBatchNorm] = FakeQuantBatchNorm1d if isinstance(module, nn.BatchNorm1d) else FakeQuantBatchNorm2d
+    if getattr(module, "running_mean", None) is None:
+        return module
+    new = make_fake_quant(cls, module, qconfig)
+    new.follow_gain()
+    return new
+
+
+BATCH_NORM = register(
+    OpSpec("batch_norm", Family.GEMM, modules=(nn.BatchNorm2d, nn.BatchNorm1d), fake_quant=_batch_norm,
+           note="where it cannot be fused: int8 gain and int32 shift per channel")
+)  # fmt: skip

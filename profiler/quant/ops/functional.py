@@ -1,0 +1,222 @@
+"""Functions as modules: FloatFunctional, and the fake-quant and integer forms of ops without weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from profiler.errors import UnsupportedOpError
+from profiler.quant.affine import QInfo, qinfo
+from profiler.quant.fake_quant import FakeQuantize
+from profiler.quant.modules import QuantOp, adopt, make_activation, quantized_output
+from profiler.quant.ops.registry import Family, OpSpec, get_spec, spec_of_function
+from profiler.quant.qconfig import QConfig
+from profiler.quant.qtensor import QTensor, first_qtensor, to_float, to_plain
+
+
+class OutputQuant:
+    """Scale and dtype that an integer function writes its codes in."""
+
+    def __init__(self, scale: Tensor, dtype: str) -> None:
+        self.scale, self.dtype = scale, dtype
+
+    @property
+    def info(self) -> QInfo:
+        return qinfo(self.dtype)
+
+    def wrap(self, codes: Tensor) -> QTensor:
+        """Codes with this scale."""
+        return QTensor.wrap(codes, self.scale, self.dtype)
+
+
+def run_fake_quant(spec: OpSpec, args: Any, kwargs: dict[str, Any], fake_quant: FakeQuantize | None) -> Any:
+    """The float function on real values, its output fake-quantized."""
+    if spec.float_fn is None:
+        raise UnsupportedOpError(f"operator {spec.name} has no function form")
+    return quantized_output(spec.float_fn(*to_plain(args), **to_plain(kwargs)), fake_quant)
+
+
+def run_integer(spec: OpSpec, args: Any, kwargs: dict[str, Any], out: OutputQuant | None, where: str) -> Any:
+    """The integer function on codes; in float where nothing is quantized or the output has high precision.
+
+    Raises:
+        UnsupportedOpError: some tensor operands are quantized and others are not.
+    """
+    if spec.float_fn is None or spec.integer_fn is None:
+        raise UnsupportedOpError(f"operator {spec.name} has no integer form")
+    if out is None or first_qtensor([args, kwargs]) is None:
+        return spec.float_fn(*to_float(args), **to_float(kwargs))
+    if any(isinstance(t, Tensor) and not isinstance(t, QTensor) and t.is_floating_point() for t in tensors_in([args, kwargs])):
+        raise UnsupportedOpError(f"{where}: operands are partly float; put a QuantStub before each float operand")
+    return spec.integer_fn(out, *args, **kwargs)
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """All tensors in a nest of tuples, lists and dicts, in order."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, (tuple, list)):
+        return [t for item in value for t in tensors_in(item)]
+    return [t for item in value.values() for t in tensors_in(item)] if isinstance(value, dict) else []
+
+
+class FunctionOp(QuantOp):
+    """A torch function as a module; in float until prepared.
+
+    Args:
+        function: canonical function name.
+        func: the torch function to call in float.
+        bound: keyword arguments that a float module stood for.
+        label: class name that tables print.
+    """
+
+    def __init__(self, function: str, func: Any, bound: dict[str, Any] | None = None, label: str = "") -> None:
+        super().__init__()
+        self.function, self.func = function, func
+        self.bound = bound or {}
+        self.label = label or f"FunctionOp[{function}]"
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the function."""
+        return self.func(*args, **{**self.bound, **kwargs})
+
+    def extra_repr(self) -> str:
+        return ", ".join([self.function, *(f"{k}={v}" for k, v in self.bound.items())])
+
+    def _get_name(self) -> str:
+        return self.label
+
+
+class FakeQuantFunction(FunctionOp):
+    """Fake-quant form of a function with its own output scale."""
+
+    activation_post_process: FakeQuantize | None
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Function on real values, output fake-quantized; plain float in and out where nothing is quantized."""
+        spec = spec_of_function(self.function) or get_spec(self.function)
+        return run_fake_quant(spec, args, {**self.bound, **kwargs}, self.activation_post_process)
+
+    def to_integer(self) -> IntegerFunction:
+        """The integer form."""
+        module = adopt(IntegerFunction, self)
+        _take_output(module, self.activation_post_process)
+        return module
+
+
+class IntegerFunction(FunctionOp):
+    """Integer form of a function with its own output scale."""
+
+    out_scale: Tensor | None
+    out_dtype: str
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Codes in, codes out."""
+        spec = spec_of_function(self.function) or get_spec(self.function)
+        return run_integer(spec, args, {**self.bound, **kwargs}, _output_of(self), self._get_name())
+
+
+def make_fake_quant_function(
+    module: nn.Module, function: str, bound: dict[str, Any], label: str, qconfig: QConfig
+) -> FakeQuantFunction:
+    """Fake-quant form of a function, placed like `module`."""
+    new = FakeQuantFunction(function, None, bound, label)
+    new.activation_post_process = make_activation(qconfig, module)
+    new.train(module.training)
+    return new
+
+
+class FloatFunctional(QuantOp):
+    """Arithmetic as a module, so that its output can be quantized. One instance per call site."""
+
+    def forward(self, function: str, *args: Any, **kwargs: Any) -> Any:
+        """Run one function by name; use the methods instead."""
+        return getattr(torch, function)(*args, **kwargs)
+
+    def add(self, x: Any, y: Any) -> Any:
+        """`x + y` with broadcasting."""
+        return self("add", x, y)
+
+    def add_scalar(self, x: Any, y: float) -> Any:
+        """`x + y` for a number."""
+        return self("add", x, y)
+
+    def sub(self, x: Any, y: Any) -> Any:
+        """`x - y` with broadcasting."""
+        return self("sub", x, y)
+
+    def mul(self, x: Any, y: Any) -> Any:
+        """`x * y` with broadcasting."""
+        return self("mul", x, y)
+
+    def mul_scalar(self, x: Any, y: float) -> Any:
+        """`x * y` for a number."""
+        return self("mul", x, y)
+
+    def cat(self, x: Any, dim: int = 0) -> Any:
+        """Join along `dim`."""
+        return self("cat", x, dim=dim)
+
+    def mean(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        """Mean over dims."""
+        return self("mean", x, *args, **kwargs)
+
+
+class FakeQuantFloatFunctional(FloatFunctional):
+    """FloatFunctional with a fake-quantized output."""
+
+    activation_post_process: FakeQuantize | None
+
+    def forward(self, function: str, *args: Any, **kwargs: Any) -> Any:
+        """Function on real values, output fake-quantized."""
+        return run_fake_quant(_functional_spec(function), args, kwargs, self.activation_post_process)
+
+    def to_integer(self) -> IntegerFloatFunctional:
+        """The integer form."""
+        module = adopt(IntegerFloatFunctional, self)
+        _take_output(module, self.activation_post_process)
+        return module
+
+    def _get_name(self) -> str:
+        return "FloatFunctional"
+
+
+class IntegerFloatFunctional(FloatFunctional):
+    """FloatFunctional on codes."""
+
+    out_scale: Tensor | None
+    out_dtype: str
+
+    def forward(self, function: str, *args: Any, **kwargs: Any) -> Any:
+        """Codes in, codes out."""
+        return run_integer(_functional_spec(function), args, kwargs, _output_of(self), "FloatFunctional")
+
+    def _get_name(self) -> str:
+        return "FloatFunctional"
+
+
+def make_fake_quant_functional(module: FloatFunctional, qconfig: QConfig) -> FakeQuantFloatFunctional:
+    """Fake-quant form of a FloatFunctional."""
+    new = adopt(FakeQuantFloatFunctional, module)
+    new.activation_post_process = make_activation(qconfig, module)
+    return new
+
+
+def _functional_spec(function: str) -> OpSpec:
+    spec = spec_of_function(function)
+    if spec is None or spec.family is not Family.FUNCTION:
+        raise UnsupportedOpError(f"FloatFunctional.{function} has no quantized form; set qconfig = None on it")
+    return spec
+
+
+def _take_output(module: IntegerFunction | IntegerFloatFunctional, fake_quant: FakeQuantize | None) -> None:
+    module._modules.pop("activation_post_process", None)
+    module.__dict__.pop("activation_post_process", None)
+    module.register_buffer("out_scale", None if fake_quant is None else fake_quant.tensor_scale.detach().clone())
+    module.out_dtype = "torch.float32" if fake_quant is None else fake_quant.dtype
+
+
+def _output_of(module: IntegerFunction | IntegerFloatFunctional) -> OutputQuant | None:
+    return None if module.out_scale is None else OutputQuant(module.out_scale, module.out_dtype)

@@ -1,0 +1,290 @@
+"""What convolution, linear and stand-alone batch norm share: fused epilogue, fake-quant and integer execution."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from profiler.errors import PrepareError
+from profiler.quant.affine import along_axis, qinfo, quantize, round_half_even
+from profiler.quant.fake_quant import FakeQuantize
+from profiler.quant.modules import QuantOp, adopt, make_activation, place_like, quantized_output, require_codes
+from profiler.quant.qconfig import QConfig
+from profiler.quant.qtensor import QTensor, to_plain
+from profiler.quant.requantize import carrier_dtype, requantize
+
+_FQ = TypeVar("_FQ", bound="FakeQuantGemm")
+_ACTIVATION_NAMES = {"": "", "relu": "ReLU", "relu6": "ReLU6"}
+_BIAS_LIMIT = 2.0**30
+
+
+@dataclass(frozen=True)
+class Epilogue:
+    """What a fused op does after its product: add another operand, then an activation."""
+
+    has_add: bool = False
+    activation: str = ""
+
+    def class_name(self, base: str) -> str:
+        """Name that users know: Conv2d -> ConvAddReLU2d, Linear -> LinearReLU."""
+        stem = base.rstrip("0123456789d") if base[-1:] == "d" else base
+        return f"{stem}{'Add' if self.has_add else ''}{_ACTIVATION_NAMES[self.activation]}{base[len(stem) :]}"
+
+    def apply(self, y: Tensor, other: Tensor | None) -> Tensor:
+        """Add and activate in float."""
+        if self.has_add:
+            if other is None:
+                raise PrepareError("a fused add got one operand; call its add(x, y)")
+            y = y + other
+        if self.activation == "relu":
+            return F.relu(y)
+        return F.relu6(y) if self.activation == "relu6" else y
+
+
+class Gemm(QuantOp):
+    """Base of all forms of a weighted op. Subclasses also extend the torch.nn class that they stand for."""
+
+    base_name = ""
+    epilogue: Epilogue = Epilogue()
+    fused_names: tuple[str, ...] = ()
+    weight: Any
+    bias: Any
+
+    def gemm(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The product itself, on plain tensors of one dtype."""
+        raise NotImplementedError
+
+    def out_axis(self, y: Tensor) -> int:
+        """Axis of the output channels in an output tensor."""
+        raise NotImplementedError
+
+    def add(self, x: Tensor, y: Tensor) -> Tensor:
+        """Fused op at the place of a FloatFunctional: `x` is the weighted op's input, `y` the other operand."""
+        result: Tensor = self(x, y)
+        return result
+
+    def _get_name(self) -> str:
+        return self.epilogue.class_name(self.base_name)
+
+
+class FusedGemm(Gemm):
+    """Float form of a fused group: batch norm folded into the weight, add and activation behind it."""
+
+    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        """Float result of the whole group."""
+        return self.epilogue.apply(self.gemm(x, self.weight, self.bias), other)
+
+
+class FakeQuantGemm(Gemm):
+    """Weights and output rounded to codes and back; the bias stays float."""
+
+    weight_fake_quant: FakeQuantize
+    activation_post_process: FakeQuantize | None
+    integer_class: type[IntegerGemm]
+
+    def weight_and_bias(self) -> tuple[Tensor, Tensor | None]:
+        """Float weight and bias of the product."""
+        return self.weight, self.bias
+
+    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        """Fake-quantized result as a QTensor; a plain tensor where the output has high precision."""
+        weight, bias = self.weight_and_bias()
+        y = self.gemm(to_plain(x), self.weight_fake_quant.quantize_weight(weight), bias)
+        return quantized_output(self.epilogue.apply(y, to_plain(other)), self.activation_post_process)
+
+    def to_integer(self) -> IntegerGemm:
+        """The integer form."""
+        weight, bias = self.weight_and_bias()
+        weight_fake_quant = self.weight_fake_quant
+        if not weight_fake_quant.is_calibrated:
+            weight_fake_quant.calibrate_on(weight)
+        module = adopt(self.integer_class, self)
+        for name in ("weight_fake_quant", "activation_post_process"):
+            module._modules.pop(name, None)
+        module._parameters.clear()
+        module._buffers.clear()
+        codes = quantize(weight.detach(), weight_fake_quant.scale, weight_fake_quant.info, weight_fake_quant.ch_axis)
+        scale = weight_fake_quant.scale.detach().clone()
+        module.take(codes, scale.expand(codes.shape[0]), bias, self.activation_post_process)
+        return module
+
+
+def make_fake_quant(cls: type[_FQ], module: nn.Module, qconfig: QConfig) -> _FQ:
+    """Fake-quant form of a float (or fused) module.
+
+    Raises:
+        PrepareError: the qconfig has no weight fake quant.
+    """
+    if qconfig.weight is None:
+        raise PrepareError(f"{cls.base_name}: the qconfig has no weight fake quant; give one, or set qconfig = None")
+    new = adopt(cls, module)
+    new.weight_fake_quant = place_like(qconfig.weight(), module)
+    new.activation_post_process = make_activation(qconfig, module)
+    return new
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What one pair of input scales needs: computed once, then reused by every forward."""
+
+    weight: Tensor
+    bias: Tensor | None
+    acc_scale: Tensor
+    carrier: torch.dtype
+    other_multiplier: Tensor | None = None
+
+
+@dataclass
+class _Plans:
+    by_scale: dict[tuple[float, float, str], _Plan] = field(default_factory=dict)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Plans:
+        return _Plans()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"by_scale": {}}
+
+
+class IntegerGemm(Gemm):
+    """Integer form: int8 weights, exact integer accumulator, one requantization.
+
+    The products run in a float type that carries integers exactly; the bound that makes it exact is computed from the
+    actual weights and picks float32 (below 2**24) or float64 (`requantize.carrier_dtype`).
+    """
+
+    out_scale: Tensor | None
+    weight_scale: Tensor
+
+    def take(self, codes: Tensor, weight_scale: Tensor, bias: Tensor | None, output: FakeQuantize | None) -> None:
+        """Set weight codes `[C, ...]`, their scale `[C]`, the float bias `[C]` and the output's quantization."""
+        self._plans = _Plans()
+        self.register_buffer("weight", codes)
+        self.register_buffer("weight_scale", weight_scale.contiguous())
+        self.register_buffer("bias", None if bias is None else bias.detach().clone())
+        self.register_buffer("out_scale", None if output is None else output.tensor_scale.detach().clone())
+        self.out_dtype = "torch.float32" if output is None else output.dtype
+
+    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        """Codes in, codes out (a QTensor); float32 `acc * s_x * s_w[c]` where the output has high precision."""
+        x = require_codes(x, self._get_name())
+        plan = self._plan(x, require_codes(other, self._get_name()) if self.epilogue.has_add else None)
+        acc = self.gemm(x.plain.to(plan.carrier), plan.weight, plan.bias)
+        axis = self.out_axis(acc)
+        if plan.other_multiplier is not None:
+            scaled = to_plain(other).to(plan.carrier) * along_axis(plan.other_multiplier, acc.dim(), axis)
+            acc = acc + round_half_even(scaled)
+        if self.epilogue.activation:
+            acc = acc.clamp_min_(0)
+        return self._output(acc, plan, axis)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, weight=int8{list(self.weight.shape)}, out={self.out_dtype}"
+
+    def _output(self, acc: Tensor, plan: _Plan, axis: int) -> Tensor:
+        limit = None
+        if self.out_scale is None:
+            if self.epilogue.activation == "relu6":
+                limit = along_axis(round_half_even(6.0 / plan.acc_scale).to(acc.dtype), acc.dim(), axis)
+                acc = torch.minimum(acc, limit)
+            return acc.to(torch.float32) * along_axis(plan.acc_scale, acc.dim(), axis)
+        if self.epilogue.activation == "relu6":
+            limit = round_half_even(6.0 / self.out_scale)
+        codes = requantize(acc, plan.acc_scale / self.out_scale, qinfo(self.out_dtype), axis, limit=limit)
+        return QTensor.wrap(codes, self.out_scale, self.out_dtype)
+
+    def _plan(self, x: QTensor, other: QTensor | None) -> _Plan:
+        key = (float(x.scale), 0.0 if other is None else float(other.scale), str(x.device))
+        plan = self._plans.by_scale.get(key)
+        if plan is None:
+            plan = self._make_plan(x, other)
+            self._plans.by_scale[key] = plan
+        return plan
+
+    @torch.no_grad()
+    def _make_plan(self, x: QTensor, other: QTensor | None) -> _Plan:
+        """Bias in accumulator steps, scale of the accumulator, and the carrier that computes exactly."""
+        weight, weight_scale = self._weight_that_fits_bias(x.scale)
+        acc_scale = x.scale * weight_scale
+        bias_q = None if self.bias is None else round_half_even(self.bias.double() / acc_scale.double())
+        flat = weight.double().abs().reshape(weight.shape[0], -1).sum(1) * -x.info.quant_min
+        bound = flat if bias_q is None else flat + bias_q.abs()
+        multiplier = None
+        if other is not None:
+            multiplier = other.scale.double() / acc_scale.double()
+            bound = bound + multiplier * -other.info.quant_min
+        carrier = carrier_dtype(float(bound.max()) if bound.numel() else 0.0)
+        return _Plan(
+            weight=weight.to(carrier),
+            bias=None if bias_q is None else bias_q.to(carrier),
+            acc_scale=acc_scale,
+            carrier=carrier,
+            other_multiplier=None if multiplier is None else multiplier.to(carrier),
+        )
+
+    def _weight_that_fits_bias(self, x_scale: Tensor) -> tuple[Tensor, Tensor]:
+        """Weight codes and scales; channels so small that their bias would overflow int32 get a coarser scale."""
+        if self.bias is None:
+            return self.weight, self.weight_scale
+        least = self.bias.abs().float() / (x_scale * _BIAS_LIMIT)
+        if bool((least <= self.weight_scale).all()):
+            return self.weight, self.weight_scale
+        coarser = torch.maximum(self.weight_scale, least)
+        real = self.weight.double() * along_axis(self.weight_scale.double(), self.weight.dim(), 0)
+        return quantize(real, coarser.double(), qinfo("qint8"), 0), coarser
+
+
+def fold_batch_norm(weight: Tensor, bias: Tensor | None, norm: Any) -> tuple[Tensor, Tensor]:
+    """Weight and bias of conv (or linear) followed by a batch norm with running statistics.
+
+    Args:
+        weight: `[C, ...]` float.
+        bias: `[C]` float or None.
+        norm: BatchNorm with running_mean, running_var, eps and optional weight and bias, all `[C]`.
+
+    Returns:
+        Folded weight and bias in the dtype of `weight`; computed in float64.
+
+    Raises:
+        PrepareError: the norm keeps no running statistics.
+    """
+    if norm.running_mean is None or norm.running_var is None:
+        raise PrepareError("BatchNorm with track_running_stats=False cannot be folded; leave it unfused")
+    gain, shift = batch_norm_affine(norm)
+    old_bias = torch.zeros_like(shift) if bias is None else bias.detach().double()
+    new_weight = weight.detach().double() * along_axis(gain, weight.dim(), 0)
+    return new_weight.to(weight.dtype), (old_bias * gain + shift).to(weight.dtype)
+
+
+def batch_norm_affine(norm: Any) -> tuple[Tensor, Tensor]:
+    """Gain and shift `[C]` in float64 of a batch norm with running statistics: y = gain * x + shift."""
+    gain = torch.rsqrt(norm.running_var.double() + norm.eps)
+    if norm.weight is not None:
+        gain = gain * norm.weight.double()
+    shift = -norm.running_mean.double() * gain
+    if norm.bias is not None:
+        shift = shift + norm.bias.double()
+    return gain, shift
+
+
+def fuse_gemm(cls: type[FusedGemm], module: Any, norm: Any | None, epilogue: Epilogue, names: tuple[str, ...]) -> FusedGemm:
+    """Fused float form of a weighted module, an optional batch norm and an epilogue.
+
+    Args:
+        cls: the fused class of the module's kind.
+        module: float module, or an already fused one whose epilogue is extended.
+        norm: batch norm to fold, or None.
+        epilogue: what follows.
+        names: op names of the group, in order.
+    """
+    fused = adopt(cls, module)
+    if norm is not None:
+        weight, bias = fold_batch_norm(module.weight, module.bias, norm)
+        fused.weight = nn.Parameter(weight, requires_grad=module.weight.requires_grad)
+        fused.bias = nn.Parameter(bias, requires_grad=module.weight.requires_grad)
+    fused.epilogue = replace(epilogue, has_add=epilogue.has_add or fused.epilogue.has_add)
+    fused.fused_names = names
+    return fused

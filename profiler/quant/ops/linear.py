@@ -1,0 +1,46 @@
+"""Linear."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from profiler.quant.ops.gemm import FakeQuantGemm, FusedGemm, Gemm, IntegerGemm, make_fake_quant
+from profiler.quant.ops.registry import Family, OpSpec, register
+from profiler.quant.qconfig import QConfig
+
+
+class _Linear(Gemm):
+    base_name = "Linear"
+
+    def gemm(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Matrix product of plain tensors `[..., in]` and `[out, in]`."""
+        return F.linear(x, weight, bias)
+
+    def out_axis(self, y: Tensor) -> int:
+        """The last axis."""
+        return y.dim() - 1
+
+
+class FusedLinear(_Linear, FusedGemm, nn.Linear):
+    """Linear with folded batch norm, add and activation."""
+
+
+class IntegerLinear(_Linear, IntegerGemm, nn.Linear):
+    """Linear on int8 codes."""
+
+
+class FakeQuantLinear(_Linear, FakeQuantGemm, nn.Linear):
+    """Linear with fake-quantized weight and output."""
+
+    integer_class = IntegerLinear
+
+
+def _linear(module: nn.Module, qconfig: QConfig) -> nn.Module:
+    return make_fake_quant(FakeQuantLinear, module, qconfig)
+
+
+LINEAR = register(
+    OpSpec("linear", Family.GEMM, modules=(nn.Linear, FusedLinear), fake_quant=_linear, can_fuse_activation=True,
+           note="any leading dimensions; fuses BatchNorm1d, add, ReLU, ReLU6")
+)  # fmt: skip

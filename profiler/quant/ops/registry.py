@@ -1,0 +1,105 @@
+"""OpSpec: one record per operator, read by fusion, both front ends, conversion and the coverage table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from torch import nn
+
+from profiler.errors import RegistryError
+from profiler.quant.qconfig import QConfig
+
+
+class Family(Enum):
+    """How an operator treats scales."""
+
+    GEMM = "weighted: int8 weights, int32 accumulator, own output scale"
+    FUNCTION = "own output scale"
+    SCALE_KEEPING = "output scale = input scale"
+    STUB = "boundary between float and integers"
+
+
+@dataclass(frozen=True)
+class OpSpec:
+    """One operator in all its forms.
+
+    Attributes:
+        name: operator name, also the name of its test file.
+        family: how it treats scales.
+        functions: canonical names of the torch functions that are this operator.
+        modules: float module classes that are this operator.
+        float_fn: the function on plain tensors (FUNCTION family).
+        integer_fn: `(out, *args, **kwargs) -> QTensor` on QTensors that hold codes (FUNCTION family).
+        bind: keyword arguments of `float_fn` that a float module stands for (FUNCTION family).
+        fake_quant: `(float module, qconfig) -> fake-quant module` (GEMM, STUB); the result has `to_integer()`.
+        can_fuse_activation: whether a ReLU or ReLU6 behind it can be absorbed.
+        note: one line for the documentation.
+    """
+
+    name: str
+    family: Family
+    functions: tuple[str, ...] = ()
+    modules: tuple[type[nn.Module], ...] = ()
+    float_fn: Callable[..., Any] | None = None
+    integer_fn: Callable[..., Any] | None = None
+    bind: Callable[[Any], dict[str, Any]] | None = None
+    fake_quant: Callable[[Any, QConfig], nn.Module] | None = None
+    can_fuse_activation: bool = False
+    note: str = ""
+
+
+_SPECS: dict[str, OpSpec] = {}
+_BY_FUNCTION: dict[str, OpSpec] = {}
+_BY_MODULE: dict[type[nn.Module], OpSpec] = {}
+
+
+def register(spec: OpSpec) -> OpSpec:
+    """Add an operator.
+
+    Raises:
+        RegistryError: its name, a function or a module class is already taken.
+    """
+    taken = [n for n in spec.functions if n in _BY_FUNCTION] + [m.__name__ for m in spec.modules if m in _BY_MODULE]
+    if spec.name in _SPECS or taken:
+        raise RegistryError(f"operator {spec.name!r} is registered twice, or takes {taken} of another operator")
+    _SPECS[spec.name] = spec
+    _BY_FUNCTION.update(dict.fromkeys(spec.functions, spec))
+    _BY_MODULE.update(dict.fromkeys(spec.modules, spec))
+    return spec
+
+
+def get_spec(name: str) -> OpSpec:
+    """Operator by name.
+
+    Raises:
+        RegistryError: no operator has this name; the message lists them.
+    """
+    if name not in _SPECS:
+        raise RegistryError(f"operator {name!r} is not registered; there are {', '.join(sorted(_SPECS))}")
+    return _SPECS[name]
+
+
+def all_specs() -> tuple[OpSpec, ...]:
+    """Every operator, by name."""
+    return tuple(_SPECS[name] for name in sorted(_SPECS))
+
+
+def spec_of_function(name: str) -> OpSpec | None:
+    """Operator of a canonical function name, or None where it runs in float."""
+    return _BY_FUNCTION.get(name)
+
+
+def spec_of_module(module: nn.Module) -> OpSpec | None:
+    """Operator of a float module, or None. Subclasses count only where they do not override `forward`."""
+    cls = type(module)
+    if cls in _BY_MODULE:
+        return _BY_MODULE[cls]
+    if cls.__name__ in ("QuantStub", "DeQuantStub") and cls.__module__.startswith("torch."):
+        return _SPECS["quant_stub" if cls.__name__ == "QuantStub" else "dequant_stub"]
+    for base in cls.__mro__[1:]:
+        if base in _BY_MODULE:
+            return _BY_MODULE[base] if cls.forward is base.forward else None
+    return None

@@ -1,0 +1,43 @@
+"""What happens on a fake-quant state that gives a silently wrong result: an error, or only a warning."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from profiler.errors import ConfigError, ProfilerError
+
+_LOGGER = logging.getLogger(__name__)
+_POLICIES = ("error", "warn")
+_policy = "error"
+
+
+def set_state_policy(policy: str) -> None:
+    """Choose "error" (default) or "warn", which goes on with scale 1.
+
+    Raises:
+        ConfigError: any other value.
+    """
+    global _policy
+    if policy not in _POLICIES:
+        raise ConfigError(f"state policy {policy!r} is unknown; use one of {', '.join(_POLICIES)}")
+    _policy = policy
+
+
+@contextmanager
+def state_policy(policy: str) -> Iterator[None]:
+    """The policy inside a with block; the former one comes back, also after an error."""
+    former = _policy
+    set_state_policy(policy)
+    try:
+        yield
+    finally:
+        set_state_policy(former)
+
+
+def complain(error: type[ProfilerError], message: str) -> None:
+    """Raise the error, or log it, as the policy says."""
+    if _policy == "error":
+        raise error(message)
+    _LOGGER.warning(message)

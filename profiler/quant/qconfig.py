@@ -1,0 +1,195 @@
+"""QConfig: which fake quant an op's output and weight get; the ready-made ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from profiler.errors import ConfigError
+from profiler.quant.affine import qint8, qint16
+from profiler.quant.fake_quant import FakeQuantFactory, FakeQuantize
+from profiler.quant.observers import (
+    MovingAverageMinMaxObserver,
+    MovingAveragePerChannelMinMaxObserver,
+    ObserverBase,
+    observer_class,
+)
+
+Purpose = Literal["calib", "qat", ""]
+
+
+@dataclass(frozen=True)
+class QConfig:
+    """Factories for one op: `activation` (its output; None leaves it unquantized), `weight`, `input`.
+
+    A qconfig is a value and callable: `q()` is `q`.
+
+    Raises:
+        ConfigError: an instance was given instead of a factory (`FakeQuantize.with_args(...)`).
+    """
+
+    activation: Any = None
+    weight: Any = None
+    input: Any = None
+    purpose: Purpose = ""
+
+    def __post_init__(self) -> None:
+        for role in ("activation", "weight", "input"):
+            given = getattr(self, role)
+            if isinstance(given, nn.Module) or not (given is None or callable(given)):
+                raise ConfigError(
+                    f"qconfig {role} is {type(given).__name__}, an instance; give a factory such as "
+                    "FakeQuantize.with_args(observer=MinMaxObserver), so that every op gets its own"
+                )
+
+    def __call__(self) -> QConfig:
+        return self
+
+    @property
+    def activation_dtype(self) -> str:
+        """Requested dtype of the output: a quantized dtype name, or torch.float32 for a high-precision output."""
+        if self.activation is None:
+            return "torch.float32"
+        keywords = getattr(self.activation, "keywords", {})
+        return str(keywords.get("dtype", qint8))
+
+
+def get_default_qconfig(
+    activation_fake_quant: str | None = "fake_quant",
+    weight_fake_quant: str | None = "fake_quant",
+    activation_observer: str | type[ObserverBase] = "min_max",
+    weight_observer: str | type[ObserverBase] = "min_max",
+    activation_qkwargs: dict[str, Any] | None = None,
+    weight_qkwargs: dict[str, Any] | None = None,
+    purpose: Purpose = "",
+) -> QConfig:
+    """A qconfig from the names of its parts.
+
+    Args:
+        activation_fake_quant: "fake_quant", or None for an unquantized (high-precision) output.
+        weight_fake_quant: "fake_quant", or None.
+        activation_observer: observer key ("min_max", "percentile", "mse", "fixed_scale") or class.
+        weight_observer: the same for weights.
+        activation_qkwargs: arguments of the activation fake quant (`observer`, `dtype`, `scale`, ...).
+        weight_qkwargs: arguments of the weight fake quant; per channel on axis 0 unless they say otherwise.
+        purpose: "calib" or "qat" for ready-made ones.
+
+    Raises:
+        ConfigError: unknown fake-quant kind or observer.
+    """
+    activation = _factory(activation_fake_quant, {"observer": observer_class(activation_observer), **(activation_qkwargs or {})})
+    weight_defaults = {
+        "observer": observer_class(weight_observer),
+        "dtype": qint8,
+        "ch_axis": 0,
+        "qscheme": torch.per_channel_symmetric,
+    }
+    weight = _factory(weight_fake_quant, {**weight_defaults, **(weight_qkwargs or {})})
+    return QConfig(activation=activation, weight=weight, purpose=purpose)
+
+
+def get_default_qat_qconfig(
+    dtype: str = qint8,
+    weight_dtype: str = qint8,
+    activation_fake_quant: str | None = "fake_quant",
+    weight_fake_quant: str | None = "fake_quant",
+    activation_qkwargs: dict[str, Any] | None = None,
+    weight_qkwargs: dict[str, Any] | None = None,
+    backend: str = "",
+) -> QConfig:
+    """The usual QAT qconfig: moving min/max, activations per tensor, weights per channel."""
+    return get_default_qconfig(
+        activation_fake_quant,
+        weight_fake_quant,
+        MovingAverageMinMaxObserver,
+        MovingAveragePerChannelMinMaxObserver,
+        {"dtype": dtype, **(activation_qkwargs or {})},
+        {"dtype": weight_dtype, **(weight_qkwargs or {})},
+        purpose="qat",
+    )
+
+
+def get_default_qat_out_qconfig(
+    dtype: str = qint8,
+    weight_fake_quant: str | None = "fake_quant",
+    weight_qkwargs: dict[str, Any] | None = None,
+    backend: str = "",
+) -> QConfig:
+    """QAT qconfig of an output op: its activation stays at high precision. `dtype` is the weight's."""
+    return get_default_qat_qconfig(
+        weight_dtype=dtype,
+        activation_fake_quant=None,
+        weight_fake_quant=weight_fake_quant,
+        weight_qkwargs=weight_qkwargs,
+    )
+
+
+def get_default_calib_qconfig(
+    dtype: str = qint8, calib_qkwargs: dict[str, Any] | None = None, backend: str = ""
+) -> QConfig:
+    """The usual calibration qconfig: mse bounds for int8, min/max for int16, weights min/max per channel."""
+    observer = "mse" if dtype == qint8 else "min_max"
+    qkwargs = {"dtype": dtype, "plain_mean": True, **(calib_qkwargs or {})}
+    return get_default_qconfig(
+        activation_observer=observer,
+        weight_observer=MovingAveragePerChannelMinMaxObserver,
+        activation_qkwargs=qkwargs,
+        purpose="calib",
+    )
+
+
+def high_precision_output(qconfig: QConfig) -> QConfig:
+    """The same qconfig with an unquantized output."""
+    return QConfig(activation=None, weight=qconfig.weight, input=qconfig.input, purpose=qconfig.purpose)
+
+
+def propagate_qconfig(module: nn.Module, inherited: QConfig | None = None) -> None:
+    """Give every module its qconfig: its own attribute if it has one (None counts), else its parent's.
+
+    Raises:
+        ConfigError: a `qconfig` attribute is neither None nor a QConfig.
+    """
+    if "qconfig" in module.__dict__:
+        inherited = check_qconfig_value(module.__dict__["qconfig"], type(module).__name__)
+    module.__dict__["qconfig"] = inherited
+    for child in module.children():
+        if not isinstance(child, FakeQuantize):
+            propagate_qconfig(child, inherited)
+
+
+def check_qconfig_value(value: Any, where: str) -> QConfig | None:
+    """The value as a QConfig or None.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    if value is None or isinstance(value, QConfig):
+        return value
+    raise ConfigError(f"{where}: qconfig is {type(value).__name__}; expected None or a profiler.quant QConfig")
+
+
+def _factory(kind: str | None, kwargs: dict[str, Any]) -> FakeQuantFactory | None:
+    if kind is None:
+        return None
+    if kind != "fake_quant":
+        raise ConfigError(f"fake quant kind {kind!r} is unknown; use 'fake_quant' or None")
+    if isinstance(kwargs.get("observer"), str):
+        kwargs = {**kwargs, "observer": observer_class(kwargs["observer"])}
+    return FakeQuantize.with_args(**kwargs)
+
+
+default_qat_8bit_fake_quant_qconfig = get_default_qat_qconfig()
+default_calib_8bit_fake_quant_qconfig = get_default_calib_qconfig()
+default_qat_16bit_fake_quant_qconfig = get_default_qat_qconfig(dtype=qint16)
+default_calib_16bit_fake_quant_qconfig = get_default_calib_qconfig(dtype=qint16)
+default_qat_8bit_weight_16bit_act_fake_quant_qconfig = default_qat_16bit_fake_quant_qconfig
+default_calib_8bit_weight_16bit_act_fake_quant_qconfig = default_calib_16bit_fake_quant_qconfig
+default_qat_out_8bit_fake_quant_qconfig = high_precision_output(default_qat_8bit_fake_quant_qconfig)
+default_calib_out_8bit_fake_quant_qconfig = high_precision_output(default_calib_8bit_fake_quant_qconfig)
+default_qat_8bit_weight_32bit_out_fake_quant_qconfig = default_qat_out_8bit_fake_quant_qconfig
+default_calib_8bit_weight_32bit_out_fake_quant_qconfig = default_calib_out_8bit_fake_quant_qconfig
+default_qat_8bit_fixed_act_fake_quant_qconfig = get_default_qat_qconfig(activation_qkwargs={"averaging_constant": 0})
+

@@ -1,0 +1,149 @@
+"""QTensor: a tensor that knows its scale; float values before conversion, integer codes after it."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from profiler.errors import UnsupportedOpError
+from profiler.quant.affine import QInfo, dequantize, qinfo, quantize
+from profiler.quant.naming import NOT_OPS, canonical_function_name
+
+Handler = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+_HANDLERS: dict[str, Handler] = {}
+_OWN_FRAMES = ("/torch/", "/profiler/quant/", "/profiler/capture/")
+
+
+class QTensor(Tensor):
+    """A quantized value.
+
+    In calib and qat models it holds real values in float (on the grid of `scale` while fake quant is on); in converted
+    models it holds integer codes. `scale` is a 0-d tensor, or `[C]` along `ch_axis`; `zero_point` is 0.
+    """
+
+    scale: Tensor
+    qdtype: str
+    ch_axis: int
+
+    @staticmethod
+    def wrap(data: Tensor, scale: Tensor, qdtype: str, ch_axis: int = -1) -> QTensor:
+        """Attach a scale to float values or integer codes; shares memory with `data`."""
+        wrapped = data.as_subclass(QTensor)
+        wrapped.scale, wrapped.qdtype, wrapped.ch_axis = scale, qdtype, ch_axis
+        return wrapped
+
+    @property
+    def plain(self) -> Tensor:
+        """The tensor inside: float values, or integer codes of a converted model."""
+        return self.as_subclass(Tensor)
+
+    @property
+    def holds_codes(self) -> bool:
+        """True in a converted model."""
+        return not self.plain.is_floating_point()
+
+    @property
+    def info(self) -> QInfo:
+        return qinfo(self.qdtype)
+
+    def like(self, data: Tensor) -> QTensor:
+        """The same scale on other data."""
+        return QTensor.wrap(data, self.scale, self.qdtype, self.ch_axis)
+
+    def q_scale(self) -> Tensor:
+        """Scale: 0-d, or `[C]` for a per-channel tensor."""
+        return self.scale
+
+    def q_zero_point(self) -> Tensor:
+        """Always 0: quantization is symmetric."""
+        return torch.zeros_like(self.scale, dtype=torch.int64)
+
+    def q_per_channel_axis(self) -> int:
+        """Axis of the scale, -1 for per tensor."""
+        return self.ch_axis
+
+    def dequantize(self) -> Tensor:  # type: ignore[override]
+        """Real values as a plain float tensor."""
+        return dequantize(self.plain, self.scale, self.ch_axis) if self.holds_codes else self.plain
+
+    def int_repr(self) -> Tensor:  # type: ignore[override]
+        """Integer codes as a plain tensor."""
+        return self.plain if self.holds_codes else quantize(self.plain, self.scale, self.info, self.ch_axis)
+
+    def __repr__(self, *, tensor_contents: object = None) -> str:
+        return f"QTensor({self.plain!r}, scale={self.scale!r}, dtype={self.qdtype}, ch_axis={self.ch_axis})"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> QTensor:
+        return self.like(self.plain.detach().clone())
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Send a torch function on a QTensor to its handler; facts such as `shape` are read from the data."""
+        name = canonical_function_name(func)
+        handler = _HANDLERS.get(name)
+        if handler is not None:
+            return handler(func, args, kwargs or {})
+        if name in NOT_OPS or name == "as_subclass":
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*args, **(kwargs or {}))
+        raise UnsupportedOpError(
+            f"function {name} is not implemented for QTensor, called at {user_line()}; put a DeQuantStub before it, "
+            "or set qconfig = None on the part that should stay float"
+        )
+
+
+def handles(*names: str) -> Callable[[Handler], Handler]:
+    """Register the handler of torch functions (canonical names) that get a QTensor."""
+
+    def register(handler: Handler) -> Handler:
+        for name in names:
+            if name in _HANDLERS:
+                raise UnsupportedOpError(f"function {name} already has a QTensor handler")
+            _HANDLERS[name] = handler
+        return handler
+
+    return register
+
+
+def to_plain(value: Any) -> Any:
+    """Replace every QTensor in a nest of tuples, lists and dicts by the tensor inside."""
+    if isinstance(value, QTensor):
+        return value.plain
+    if isinstance(value, Tensor):
+        return value
+    return tree_map(lambda v: v.plain if isinstance(v, QTensor) else v, value)
+
+
+def to_float(value: Any) -> Any:
+    """Replace every QTensor in a nest by its real values."""
+    return tree_map(lambda v: v.dequantize() if isinstance(v, QTensor) else v, value)
+
+
+def first_qtensor(value: Any) -> QTensor | None:
+    """The first QTensor in a nest of tuples, lists and dicts, or None."""
+    if isinstance(value, QTensor):
+        return value
+    if isinstance(value, (tuple, list)):
+        return next((q for item in value if (q := first_qtensor(item)) is not None), None)
+    if isinstance(value, dict):
+        return first_qtensor(list(value.values()))
+    return None
+
+
+def user_line() -> str:
+    """`file:line (text)` of the innermost frame that belongs neither to torch nor to this core."""
+    for frame in reversed(traceback.extract_stack()):
+        if not any(part in frame.filename.replace("\\", "/") for part in _OWN_FRAMES):
+            return f"{frame.filename}:{frame.lineno} ({frame.line})"
+    return "an unknown line"

@@ -1,0 +1,78 @@
+"""The four fake-quant states of a prepared model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from enum import Enum
+
+from torch import nn
+
+from profiler.errors import PrepareError, StateError
+from profiler.quant.fake_quant import FakeQuantize
+from profiler.quant.journal import Journal, StateEvent
+
+JOURNAL_ATTRIBUTE = "quant_journal"
+
+
+class FakeQuantState(Enum):
+    """(observer on, fake quant on) of every fake quant of a model."""
+
+    QAT = (True, True)
+    CALIBRATION = (True, False)
+    VALIDATION = (False, True)
+    _FLOAT = (False, False)
+
+
+def set_fake_quantize(model: nn.Module, state: FakeQuantState) -> None:
+    """Put all fake quants of a prepared model into one state.
+
+    CALIBRATION also puts the fake-quant modules (only them) into training mode, so that they observe.
+
+    Raises:
+        PrepareError: the model has no fake quants.
+        StateError: QAT on a model in eval, or CALIBRATION or VALIDATION on a model in training mode.
+    """
+    fake_quants = dict(named_fake_quants(model))
+    if not fake_quants:
+        raise PrepareError("the model has no fake quants; call prepare_qat or prepare_qat_fx first")
+    _require_mode(model, state)
+    observer_on, fake_quant_on = state.value
+    for fake_quant in fake_quants.values():
+        fake_quant.enable_observer(observer_on)
+        fake_quant.enable_fake_quant(fake_quant_on)
+        if state is FakeQuantState.CALIBRATION:
+            fake_quant.train()
+    journal = journal_of(model)
+    if journal is not None:
+        journal.events.append(StateEvent(state.name, model.training))
+
+
+def named_fake_quants(model: nn.Module) -> Iterator[tuple[str, FakeQuantize]]:
+    """Path and module of every fake quant, activations and weights."""
+    for name, module in model.named_modules():
+        if isinstance(module, FakeQuantize):
+            yield name, module
+
+
+def journal_of(model: nn.Module) -> Journal | None:
+    """The journal of a prepared model, or None."""
+    journal = getattr(model, JOURNAL_ATTRIBUTE, None)
+    return journal if isinstance(journal, Journal) else None
+
+
+def attach_journal(model: nn.Module) -> None:
+    """Name every fake quant and give all of them one new journal."""
+    journal = Journal()
+    setattr(model, JOURNAL_ATTRIBUTE, journal)
+    for name, fake_quant in named_fake_quants(model):
+        fake_quant.name, fake_quant.journal = name, journal
+
+
+def _require_mode(model: nn.Module, state: FakeQuantState) -> None:
+    if state is FakeQuantState.QAT and not model.training:
+        raise StateError("FakeQuantState.QAT trains and needs model.train() first; the model is in eval")
+    if state in (FakeQuantState.CALIBRATION, FakeQuantState.VALIDATION) and model.training:
+        raise StateError(
+            f"FakeQuantState.{state.name} needs model.eval() first; the model is in training mode, where BatchNorm and "
+            "dropout would change the results"
+        )

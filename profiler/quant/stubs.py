@@ -1,0 +1,121 @@
+"""QuantStub and DeQuantStub: where float becomes quantized and back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from profiler.errors import ConfigError, UnsupportedOpError
+from profiler.quant.affine import qinfo, quantize
+from profiler.quant.fake_quant import FakeQuantize
+from profiler.quant.modules import QuantOp, adopt, place_like, quantized_output
+from profiler.quant.observers import FixedScaleObserver
+from profiler.quant.ops.registry import Family, OpSpec, register
+from profiler.quant.qconfig import QConfig
+from profiler.quant.qtensor import QTensor
+
+
+class QuantStub(QuantOp):
+    """Float to quantized. In a float model it passes its input on.
+
+    Args:
+        scale: fixed scale (camera input normalised by 128: 1 / 128); None: from statistics.
+        zero_point: None or 0.
+        qconfig: qconfig of this stub; inherited if None.
+
+    Raises:
+        ConfigError: scale is not positive, or zero_point is not 0.
+    """
+
+    def __init__(self, scale: float | None = None, zero_point: int | None = None, qconfig: QConfig | None = None) -> None:
+        super().__init__()
+        if (scale is not None and scale <= 0) or zero_point:
+            raise ConfigError(f"QuantStub(scale={scale}, zero_point={zero_point}): expected scale > 0, zero_point 0")
+        self.scale = scale
+        if qconfig is not None:
+            self.qconfig = qconfig
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The input itself."""
+        return x
+
+    def extra_repr(self) -> str:
+        return "" if self.scale is None else f"scale={self.scale}"
+
+
+class DeQuantStub(QuantOp):
+    """Quantized to float, in every stage; a float tensor passes as it is."""
+
+    def forward(self, x: Any) -> Any:
+        """Real values as a plain tensor."""
+        return x.dequantize() if isinstance(x, QTensor) else x
+
+
+class FakeQuantStub(QuantStub):
+    """QuantStub that fake-quantizes."""
+
+    activation_post_process: FakeQuantize
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Fake-quantized input as a QTensor."""
+        if isinstance(x, QTensor):
+            return x
+        if not x.is_floating_point():
+            raise UnsupportedOpError(f"a QuantStub got {x.dtype}; only float tensors are quantized, remove this stub")
+        return quantized_output(x, self.activation_post_process)
+
+    def to_integer(self) -> IntegerQuantStub:
+        """The integer form."""
+        module = adopt(IntegerQuantStub, self)
+        module._modules.pop("activation_post_process")
+        module.register_buffer("out_scale", self.activation_post_process.tensor_scale.detach().clone())
+        module.out_dtype = self.activation_post_process.dtype
+        return module
+
+    def _get_name(self) -> str:
+        return "QuantStub"
+
+
+class IntegerQuantStub(QuantStub):
+    """QuantStub that writes integer codes."""
+
+    out_scale: Tensor
+    out_dtype: str
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Codes of the input."""
+        if isinstance(x, QTensor):
+            return x
+        return QTensor.wrap(quantize(x, self.out_scale, qinfo(self.out_dtype)), self.out_scale, self.out_dtype)
+
+    def extra_repr(self) -> str:
+        return f"scale={float(self.out_scale):.8g}, dtype={self.out_dtype}"
+
+    def _get_name(self) -> str:
+        return "QuantStub"
+
+
+def _make_quant_stub(module: Any, qconfig: QConfig) -> nn.Module:
+    if qconfig.activation is None:
+        return QuantStub() if not isinstance(module, QuantStub) else module
+    scale = getattr(module, "scale", None)
+    stub = adopt(FakeQuantStub, module if isinstance(module, QuantStub) else QuantStub())
+    factory = qconfig.activation
+    if scale is not None:
+        dtype = qconfig.activation_dtype
+        factory = FakeQuantize.with_args(observer=FixedScaleObserver, scale=scale, dtype=dtype)
+    stub.activation_post_process = place_like(factory(), module)
+    return stub
+
+
+def _make_dequant_stub(module: Any, qconfig: QConfig) -> nn.Module:
+    return module if isinstance(module, DeQuantStub) else DeQuantStub()
+
+
+QUANT_STUB = register(
+    OpSpec("quant_stub", Family.STUB, modules=(QuantStub,), fake_quant=_make_quant_stub, note="float -> int8 or int16")
+)
+DEQUANT_STUB = register(
+    OpSpec("dequant_stub", Family.STUB, modules=(DeQuantStub,), fake_quant=_make_dequant_stub, note="integers -> float32")
+)

@@ -1,0 +1,124 @@
+"""From float to fake-quant and from fake-quant to integer modules: what both front ends share."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from profiler.errors import ModelError, NotCalibratedError, StateError
+from profiler.quant.fake_quant import FakeQuantize
+from profiler.quant.march import require_march
+from profiler.quant.modules import is_leaf
+from profiler.quant.naming import op_name
+from profiler.quant.ops.functional import FloatFunctional, make_fake_quant_function, make_fake_quant_functional
+from profiler.quant.ops.registry import Family, spec_of_module
+from profiler.quant.qconfig import QConfig
+from profiler.quant.states import named_fake_quants
+
+EFFECTS_ATTRIBUTE = "quant_effects"
+
+
+@dataclass(frozen=True)
+class QuantEffect:
+    """What a qconfig did to one op: dtype asked for, dtype it has, and why they differ."""
+
+    op: str
+    requested: str
+    actual: str
+    reason: str = ""
+
+
+def copy_model(model: nn.Module) -> nn.Module:
+    """Deep copy of a model, so that the user's stays as it is.
+
+    Raises:
+        ModelError: it is not an nn.Module, or cannot be copied.
+    """
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"expected an nn.Module, got {type(model).__name__}; pass the model itself")
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        raise ModelError(
+            f"{type(model).__name__} cannot be deep-copied ({error}); detach tensors that it keeps as attributes"
+        ) from error
+
+
+def fake_quant_form(module: nn.Module, qconfig: QConfig | None) -> nn.Module:
+    """Fake-quant form of a float leaf module; the module itself where it has none or keeps the scale."""
+    if qconfig is None:
+        return module
+    if isinstance(module, FloatFunctional):
+        return make_fake_quant_functional(module, qconfig)
+    spec = spec_of_module(module)
+    if spec is None or spec.family is Family.SCALE_KEEPING:
+        return module
+    if spec.fake_quant is not None:
+        return spec.fake_quant(module, qconfig)
+    bound = spec.bind(module) if spec.bind is not None else {}
+    return make_fake_quant_function(module, spec.functions[0], bound, type(module).__name__, qconfig)
+
+
+def actual_dtype(module: nn.Module) -> str:
+    """Dtype of a prepared module's output; "input's" where it keeps the scale."""
+    fake_quant = getattr(module, "activation_post_process", None)
+    if isinstance(fake_quant, FakeQuantize):
+        return fake_quant.dtype
+    spec = spec_of_module(module)
+    return "input's" if spec is not None and spec.family is Family.SCALE_KEEPING else "torch.float32"
+
+
+def effect_of(name: str, module: nn.Module, qconfig: QConfig | None) -> QuantEffect:
+    """What the qconfig did to a module that was prepared with it."""
+    if qconfig is None:
+        return QuantEffect(op_name(name), "None", "torch.float32", "qconfig is None")
+    actual, requested = actual_dtype(module), qconfig.activation_dtype
+    reason = ""
+    is_stub = getattr(spec_of_module(module), "family", None) is Family.STUB
+    if actual == "torch.float32" != requested and not is_stub and not hasattr(module, "to_integer"):
+        reason = f"no quantized form of {type(module).__name__}: runs in float"
+    return QuantEffect(op_name(name), requested, actual, reason)
+
+
+def leaves(model: nn.Module, prefix: str = "") -> Iterator[tuple[nn.Module, str, nn.Module, str]]:
+    """(parent, attribute, module, path) of every op module, each path once; shared modules come once per path."""
+    for attribute, child in list(model._modules.items()):
+        if child is None or isinstance(child, FakeQuantize):
+            continue
+        path = f"{prefix}.{attribute}" if prefix else attribute
+        if is_leaf(child) or hasattr(child, "to_integer"):
+            yield model, attribute, child, path
+        else:
+            yield from leaves(child, path)
+
+
+def convert_modules(model: nn.Module, remove_qconfig: bool) -> None:
+    """Replace every fake-quant module by its integer form, in place.
+
+    Raises:
+        StateError: the model is in training mode.
+        NotCalibratedError: activations without a scale; the message names them.
+    """
+    require_march()
+    if model.training:
+        raise StateError("convert needs model.eval() first; the model is in training mode")
+    missing = [n for n, fq in named_fake_quants(model) if not fq.is_calibrated and "weight_fake_quant" not in n]
+    if missing:
+        raise NotCalibratedError(
+            f"{len(missing)} activations have no scale: {', '.join(missing[:8])}{' ...' if len(missing) > 8 else ''}; "
+            "calibrate with data that reaches them (eval(), then CALIBRATION, then batches), or set qconfig = None there"
+        )
+    done: dict[int, Any] = {}
+    for parent, attribute, module, _ in list(leaves(model)):
+        if not hasattr(module, "to_integer"):
+            continue
+        if id(module) not in done:
+            done[id(module)] = (module.to_integer(), module)
+        parent._modules[attribute] = done[id(module)][0]
+    if remove_qconfig:
+        for module in model.modules():
+            module.__dict__.pop("qconfig", None)
