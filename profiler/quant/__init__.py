@@ -38,3 +38,5 @@ from profiler.quant.qconfig import (
 from profiler.quant.qtensor import QTensor
 from profiler.quant.states import FakeQuantState, set_fake_quantize
 from profiler.quant.stubs import DeQuantStub, QuantStub
+from profiler.quant.fx.fuse import FuseMode
+from profiler.quant.fx.prepare import convert_fx, fuse_fx, prepare_qat_fx

@@ -14,8 +14,13 @@ from profiler.quant.fake_quant import FakeQuantize
 from profiler.quant.march import require_march
 from profiler.quant.modules import is_leaf
 from profiler.quant.naming import op_name
-from profiler.quant.ops.functional import FloatFunctional, make_fake_quant_function, make_fake_quant_functional
-from profiler.quant.ops.registry import Family, spec_of_module
+from profiler.quant.ops.functional import (
+    FloatFunctional,
+    FunctionOp,
+    make_fake_quant_function,
+    make_fake_quant_functional,
+)
+from profiler.quant.ops.registry import Family, spec_of_function, spec_of_module
 from profiler.quant.qconfig import QConfig
 from profiler.quant.states import named_fake_quants
 
@@ -54,6 +59,11 @@ def fake_quant_form(module: nn.Module, qconfig: QConfig | None) -> nn.Module:
         return module
     if isinstance(module, FloatFunctional):
         return make_fake_quant_functional(module, qconfig)
+    if isinstance(module, FunctionOp):
+        spec = spec_of_function(module.function)
+        if spec is None or spec.family is not Family.FUNCTION:
+            return module
+        return make_fake_quant_function(module, module.function, module.bound, module.label, qconfig)
     spec = spec_of_module(module)
     if spec is None or spec.family is Family.SCALE_KEEPING:
         return module

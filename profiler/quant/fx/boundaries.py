@@ -1,0 +1,204 @@
+"""Decides which ops of a graph run quantized, and puts stubs where float meets quantized values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from torch import fx, nn
+
+from profiler.quant.naming import op_name
+from profiler.quant.ops.functional import FloatFunctional, FunctionOp
+from profiler.quant.ops.registry import Family, OpSpec, spec_of_function, spec_of_module
+from profiler.quant.qconfig import QConfig, high_precision_output
+from profiler.quant.stubs import DeQuantStub, QuantStub
+from profiler.quant.swap import QuantEffect
+
+
+class Value(Enum):
+    """What a node's result is."""
+
+    QUANTIZED = "quantized"
+    FLOAT = "float, inside the quantized region"
+    OUTSIDE = "outside the quantized region"
+
+
+@dataclass
+class Plan:
+    """Which call_module targets become quantized with which qconfig, and what to tell the user."""
+
+    quantized: dict[str, QConfig] = field(default_factory=dict)
+    effects: list[QuantEffect] = field(default_factory=list)
+
+
+def spec_of_node(root: nn.Module, node: fx.Node) -> OpSpec | None:
+    """Operator that a call_module node runs, or None where there is no quantized form."""
+    module = root.get_submodule(str(node.target))
+    if isinstance(module, FloatFunctional):
+        return spec_of_function(str(node.args[0])) if node.args else None
+    if isinstance(module, FunctionOp):
+        return spec_of_function(module.function)
+    return spec_of_module(module)
+
+
+class BoundaryPlanner:
+    """One walk over a graph in order.
+
+    A weighted op whose input is quantized, or float inside the region, runs quantized; an op with its own output scale does
+    if one of its inputs is quantized; scale-keeping ops follow their input; everything else runs in float.
+
+    Args:
+        root: the module that owns the graph's targets.
+        graph: graph with functions as modules.
+        auto_stubs: the model has no stubs of its own: its inputs count as float inside the region.
+    """
+
+    def __init__(self, root: nn.Module, graph: fx.Graph, *, auto_stubs: bool) -> None:
+        self.root, self.graph, self.auto_stubs = root, graph, auto_stubs
+        self.values: dict[fx.Node, Value] = {}
+        self.plan = Plan()
+        self._stubs: dict[fx.Node, fx.Node] = {}
+        self._dequants: dict[fx.Node, fx.Node] = {}
+        self._default = next((q for m in root.modules() if (q := _qconfig(m)) and q.activation is not None), None)
+
+    def run(self) -> Plan:
+        """Insert the stubs and say what becomes quantized."""
+        for node in list(self.graph.nodes):
+            if node.op == "placeholder":
+                self.values[node] = Value.FLOAT if self.auto_stubs and _is_float(node) else Value.OUTSIDE
+            elif node.op == "get_attr":
+                self.values[node] = Value.FLOAT if _is_float(node) else Value.OUTSIDE
+            elif node.op == "call_module":
+                self.values[node] = self._visit(node)
+            elif node.op == "output":
+                self._dequantize_inputs(node)
+            else:
+                self.values[node] = Value.OUTSIDE
+        return self.plan
+
+    def _visit(self, node: fx.Node) -> Value:
+        spec = spec_of_node(self.root, node)
+        module = self.root.get_submodule(str(node.target))
+        qconfig = _qconfig(module)
+        inputs = [n for n in node.all_input_nodes if n in self.values]
+        kinds = {self.values[n] for n in inputs}
+        if spec is not None and spec.family is Family.STUB:
+            return self._visit_stub(node, module, qconfig)
+        if spec is not None and spec.family is Family.SCALE_KEEPING:
+            return self.values[inputs[0]] if inputs else Value.OUTSIDE
+        if spec is None or qconfig is None or not self._can_run(spec, kinds):
+            return self._leave_in_float(node, module, spec, qconfig, kinds)
+        for source in inputs:
+            if self.values[source] is not Value.QUANTIZED and _is_float(source):
+                node.replace_input_with(source, self._quantize(source, node, qconfig))
+        self.plan.quantized[str(node.target)] = qconfig
+        return Value.FLOAT if qconfig.activation is None else Value.QUANTIZED
+
+    def _can_run(self, spec: OpSpec, kinds: set[Value]) -> bool:
+        if spec.family is Family.GEMM:
+            return Value.QUANTIZED in kinds or Value.FLOAT in kinds
+        return Value.QUANTIZED in kinds
+
+    def _visit_stub(self, node: fx.Node, module: nn.Module, qconfig: QConfig | None) -> Value:
+        if type(module).__name__ == "DeQuantStub":
+            self._replace(str(node.target), DeQuantStub())
+            return Value.OUTSIDE
+        if qconfig is None or qconfig.activation is None:
+            qconfig = self._default
+        if qconfig is None:
+            return Value.OUTSIDE
+        self.plan.quantized[str(node.target)] = qconfig
+        return Value.QUANTIZED
+
+    def _leave_in_float(
+        self, node: fx.Node, module: nn.Module, spec: OpSpec | None, qconfig: QConfig | None, kinds: set[Value]
+    ) -> Value:
+        self._dequantize_inputs(node)
+        touches_region = Value.QUANTIZED in kinds or (spec is not None and spec.family is Family.GEMM)
+        if touches_region:
+            name = op_name(str(node.target))
+            requested = "None" if qconfig is None else qconfig.activation_dtype
+            self.plan.effects.append(QuantEffect(name, requested, "torch.float32", _float_reason(module, spec, qconfig)))
+        return Value.FLOAT if kinds & {Value.QUANTIZED, Value.FLOAT} else Value.OUTSIDE
+
+    def _quantize(self, source: fx.Node, user: fx.Node, qconfig: QConfig) -> fx.Node:
+        if source not in self._stubs:
+            stub_qconfig = qconfig if qconfig.activation is not None else self._default
+            if stub_qconfig is None:
+                return source
+            stub = QuantStub()
+            name = self._free_name(f"{source.name}_activation_post_process")
+            self._replace(name, stub)
+            with self.graph.inserting_after(source):
+                self._stubs[source] = self.graph.call_module(name, (source,))
+            self._stubs[source].meta["scope"] = ""
+            self.values[self._stubs[source]] = Value.QUANTIZED
+            self.plan.quantized[name] = stub_qconfig
+        return self._stubs[source]
+
+    def _dequantize_inputs(self, node: fx.Node) -> None:
+        for source in node.all_input_nodes:
+            if self.values.get(source) is not Value.QUANTIZED:
+                continue
+            if source not in self._dequants:
+                name = self._free_name(f"{source.name}_dequant")
+                self._replace(name, DeQuantStub())
+                with self.graph.inserting_after(source):
+                    self._dequants[source] = self.graph.call_module(name, (source,))
+                self._dequants[source].meta["scope"] = ""
+                self.values[self._dequants[source]] = Value.FLOAT
+            node.replace_input_with(source, self._dequants[source])
+
+    def _free_name(self, name: str) -> str:
+        taken = {n for n, _ in self.root.named_children()} | set(dir(self.root))
+        return name if name not in taken else self._free_name(f"{name}_")
+
+    def _replace(self, path: str, module: nn.Module) -> None:
+        parent, _, name = path.rpartition(".")
+        module.train(self.root.training)
+        owner = self.root.get_submodule(parent)
+        if name in owner._modules:
+            owner._modules[name] = module
+        else:
+            owner.add_module(name, module)
+
+
+def use_high_precision_outputs(root: nn.Module, graph: fx.Graph, plan: Plan) -> None:
+    """Give every weighted op that only feeds DeQuantStubs an unquantized output (in place, in the plan)."""
+    for node in graph.nodes:
+        if node.op != "call_module" or str(node.target) not in plan.quantized:
+            continue
+        spec = spec_of_node(root, node)
+        if spec is not None and spec.family is Family.GEMM and _feeds_only_dequants(root, node):
+            plan.quantized[str(node.target)] = high_precision_output(plan.quantized[str(node.target)])
+
+
+def _feeds_only_dequants(root: nn.Module, node: fx.Node) -> bool:
+    if not node.users:
+        return False
+    for user in node.users:
+        if user.op != "call_module":
+            return False
+        module = root.get_submodule(str(user.target))
+        spec = spec_of_node(root, user)
+        keeps_scale = spec is not None and spec.family is Family.SCALE_KEEPING
+        if not isinstance(module, DeQuantStub) and not (keeps_scale and _feeds_only_dequants(root, user)):
+            return False
+    return True
+
+
+def _qconfig(module: nn.Module) -> QConfig | None:
+    value = module.__dict__.get("qconfig")
+    return value if isinstance(value, QConfig) else None
+
+
+def _is_float(node: fx.Node) -> bool:
+    return node.meta.get("kind", "float") == "float"
+
+
+def _float_reason(module: nn.Module, spec: OpSpec | None, qconfig: QConfig | None) -> str:
+    if qconfig is None:
+        return "qconfig is None"
+    if spec is None:
+        return f"no quantized form of {module._get_name()}: runs in float between automatic stubs"
+    return "its input is float: a QuantStub is missing before it"

@@ -1,0 +1,106 @@
+"""Turns the functions of a traced graph into modules, so that each can carry a quantizer and a name."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from profiler.quant.naming import NOT_OPS, generated_name, join
+from profiler.quant.ops.functional import FunctionOp
+
+# Results that are no tensors: an index into them is plain Python.
+_MAKES_TUPLE = frozenset("size shape chunk split unbind topk sort max min split_with_sizes tensor_split meshgrid aminmax".split())
+_PYTHON = frozenset("getattr getitem setitem len int float bool eq ne lt le gt ge not is".split())
+_TUPLE_MODULES = (nn.RNNBase, nn.MultiheadAttention)
+_REFLECTED = {operator.add: False}
+
+
+def functions_to_modules(root: nn.Module, graph: fx.Graph) -> None:
+    """Replace function and method nodes on tensors by calls of `_generated_<function>_<k>` modules of `root`.
+
+    The modules are registered in the module whose code made the call; a module called twice shares them. In-place
+    functions become plain ones: later users read the result.
+    """
+    for node in list(graph.nodes):
+        if node.op not in ("call_function", "call_method") or not _is_op(root, node):
+            continue
+        path = join(node.meta["scope"], generated_name(node.meta["function"], node.meta["k"]))
+        func = getattr(torch.Tensor, node.target) if node.op == "call_method" else node.target
+        _add_module(root, path, FunctionOp(node.meta["function"], func))
+        with graph.inserting_before(node):
+            new = graph.call_module(path, node.args, node.kwargs)
+        new.meta.update(node.meta)
+        node.replace_all_uses_with(new)
+        if _is_in_place(node) and node.args and isinstance(node.args[0], fx.Node):
+            _redirect_later_users(node.args[0], new, graph)
+        graph.erase_node(node)
+
+
+def _is_op(root: nn.Module, node: fx.Node) -> bool:
+    name = node.meta["function"]
+    if name in NOT_OPS or (name in _PYTHON and name != "getitem"):
+        return False
+    if not any(isinstance(a, fx.Node) for a in _flat_nodes(node)):
+        return False
+    if "kind" in node.meta:
+        tensor_inputs = [a for a in _flat_nodes(node) if a.meta.get("kind") in ("float", "int")]
+        return bool(tensor_inputs) and (node.meta["kind"] != "other" or name != "getitem")
+    if all(_is_python_value(root, a) for a in _flat_nodes(node)):
+        return False
+    return name != "getitem" or not _makes_tuple(root, node.args[0])
+
+
+def _flat_nodes(node: fx.Node) -> list[fx.Node]:
+    return list(node.all_input_nodes)
+
+
+def _is_python_value(root: nn.Module, node: fx.Node) -> bool:
+    """Whether a node is a number, a size or the like: a read of facts, or arithmetic on such reads."""
+    if node.op == "call_function" and node.target is getattr:
+        return True
+    if node.op in ("call_function", "call_method"):
+        name = node.meta.get("function", "")
+        if name in NOT_OPS:
+            return True
+        return name in {*_PYTHON, "add", "sub", "mul", "floordiv", "div", "mod", "neg"} and all(
+            _is_python_value(root, a) for a in node.all_input_nodes
+        )
+    return False
+
+
+def _makes_tuple(root: nn.Module, source: Any) -> bool:
+    if not isinstance(source, fx.Node):
+        return True
+    if _is_python_value(root, source):
+        return True
+    if source.op == "call_module":
+        module = root.get_submodule(str(source.target))
+        if isinstance(module, FunctionOp):
+            return module.function in _MAKES_TUPLE
+        return isinstance(module, _TUPLE_MODULES)
+    return source.meta.get("function") in _MAKES_TUPLE
+
+
+def _is_in_place(node: fx.Node) -> bool:
+    if node.op == "call_method":
+        return str(node.target).endswith("_") and not str(node.target).endswith("__")
+    name = getattr(node.target, "__name__", "")
+    return name in ("iadd", "isub", "imul", "itruediv") or (name.endswith("_") and not name.endswith("__"))
+
+
+def _redirect_later_users(old: fx.Node, new: fx.Node, graph: fx.Graph) -> None:
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    for user in list(old.users):
+        if order[user] > order[new]:
+            user.replace_input_with(old, new)
+
+
+def _add_module(root: nn.Module, path: str, module: nn.Module) -> None:
+    parent_path, _, name = path.rpartition(".")
+    parent = root.get_submodule(parent_path)
+    if name not in parent._modules:
+        parent.add_module(name, module)
+        module.train(parent.training)

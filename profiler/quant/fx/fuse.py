@@ -1,0 +1,133 @@
+"""Finds and fuses conv-bn-add-relu groups in a traced graph."""
+
+from __future__ import annotations
+
+from collections import Counter
+from enum import Enum
+from typing import Any
+
+from torch import fx, nn
+
+from profiler.quant.eager.fuse import activation_name, fused_class, is_norm_of
+from profiler.quant.modules import Identity
+from profiler.quant.naming import op_name
+from profiler.quant.ops.functional import FloatFunctional, FunctionOp
+from profiler.quant.ops.gemm import Epilogue, fuse_gemm
+
+
+class FuseMode(Enum):
+    """What `fuse_fx` may fuse."""
+
+    BNAddReLU = "bn, add and relu"
+    NoFuse = "nothing"
+
+
+def fuse_graph(root: nn.Module, graph: fx.Graph) -> list[tuple[str, ...]]:
+    """Fuse every group of the graph in place, longest first.
+
+    A group is a conv or linear, then a batch norm, an add, a ReLU or ReLU6, each optional. Inner results must have one
+    consumer and the modules one call each.
+
+    Returns:
+        The op names of each fused group.
+    """
+    calls = Counter(str(n.target) for n in graph.nodes if n.op == "call_module")
+    groups = []
+    for node in list(graph.nodes):
+        if node.op == "call_module" and calls[str(node.target)] == 1:
+            chain = _chain(root, node, calls)
+            if len(chain) > 1:
+                groups.append(_fuse(root, graph, chain))
+    graph.lint()
+    return groups
+
+
+def _chain(root: nn.Module, start: fx.Node, calls: Counter[str]) -> list[fx.Node]:
+    """Nodes of the longest group that begins at a weighted op."""
+    cls = fused_class(_module(root, start))
+    chain = [start]
+    if cls is None:
+        return chain
+    for kind in ("norm", "add", "activation"):
+        following = _only_user(root, chain[-1], calls)
+        if following is None:
+            break
+        module = _module(root, following)
+        matches = {
+            "norm": is_norm_of(module, cls) and following.args[:1] == (chain[-1],),
+            "add": _is_add(module, following) and _other_is_ready(following, chain[-1]),
+            "activation": bool(_activation(module)),
+        }[kind]
+        if matches:
+            chain.append(following)
+    return chain
+
+
+def _only_user(root: nn.Module, node: fx.Node, calls: Counter[str]) -> fx.Node | None:
+    users = list(node.users)
+    if len(users) != 1 or users[0].op != "call_module" or calls[str(users[0].target)] != 1:
+        return None
+    return users[0]
+
+
+def _is_add(module: nn.Module, node: fx.Node) -> bool:
+    if len(node.kwargs) or len(_operands(module, node)) != 2:
+        return False
+    operands = _operands(module, node)
+    return all(isinstance(o, fx.Node) for o in operands) and operands[0] is not operands[1]
+
+
+def _operands(module: nn.Module, node: fx.Node) -> tuple[Any, ...]:
+    if isinstance(module, FloatFunctional):
+        return node.args[1:] if node.args and node.args[0] == "add" else ()
+    return node.args if isinstance(module, FunctionOp) and module.function == "add" else ()
+
+
+def _other_is_ready(add: fx.Node, product: fx.Node) -> bool:
+    """The other operand of the add must not itself be a conv that fuses later: the last one computed takes the add."""
+    others = [n for n in add.all_input_nodes if n is not product]
+    order = {node: i for i, node in enumerate(add.graph.nodes)}
+    return all(order[o] < order[product] or o.op != "call_module" or len(o.users) > 1 for o in others)
+
+
+def _activation(module: nn.Module) -> str:
+    if isinstance(module, FunctionOp):
+        return module.function if module.function in ("relu", "relu6") else ""
+    return activation_name(module)
+
+
+def _fuse(root: nn.Module, graph: fx.Graph, chain: list[fx.Node]) -> tuple[str, ...]:
+    """Put the fused module at the add (or at the conv), Identity elsewhere, and one node at the end of the group."""
+    modules = [_module(root, node) for node in chain]
+    add = next((n for n, m in zip(chain, modules, strict=True) if _operands(m, n)), None)
+    cls = fused_class(modules[0])
+    assert cls is not None
+    norm = next((m for m in modules if is_norm_of(m, cls)), None)
+    names = tuple(op_name(str(node.target)) for node in chain)
+    fused = fuse_gemm(cls, modules[0], norm, Epilogue(add is not None, _activation(modules[-1])), names)
+    home = str((add or chain[0]).target)
+    for node in chain:
+        _set_module(root, str(node.target), Identity())
+    _set_module(root, home, fused)
+    if add is not None:
+        fused.__dict__["qconfig"] = modules[0].__dict__.get("qconfig")
+    product = chain[chain.index(add) - 1] if add is not None else None
+    others = [n for n in add.all_input_nodes if n is not product] if add is not None else []
+    with graph.inserting_after(chain[-1]):
+        new = graph.call_module(home, (chain[0].args[0] if chain[0].args else chain[0].all_input_nodes[0], *others))
+    new.meta.update(chain[-1].meta)
+    new.meta["scope"] = (add or chain[0]).meta.get("scope", "")
+    chain[-1].replace_all_uses_with(new)
+    for node in reversed(chain):
+        graph.erase_node(node)
+    return names
+
+
+def _module(root: nn.Module, node: fx.Node) -> nn.Module:
+    return root.get_submodule(str(node.target))
+
+
+def _set_module(root: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    module.train(root.training)
+    setattr(root.get_submodule(parent), name, module)

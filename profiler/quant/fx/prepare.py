@@ -1,0 +1,174 @@
+"""prepare_qat_fx and fuse_fx: the front end that traces."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from profiler.errors import ConfigError
+from profiler.quant.fx.boundaries import BoundaryPlanner, Plan, use_high_precision_outputs
+from profiler.quant.fx.functions import functions_to_modules
+from profiler.quant.fx.fuse import FuseMode, fuse_graph
+from profiler.quant.fx.qconfigs import apply_qconfig_dict
+from profiler.quant.fx.trace import Traced, record_kinds, trace
+from profiler.quant.loading import match_bounds_after_load
+from profiler.quant.march import require_march
+from profiler.quant.modules import type_name
+from profiler.quant.naming import op_name
+from profiler.quant.ops.registry import Family, spec_of_module
+from profiler.quant.states import attach_journal
+from profiler.quant.swap import (
+    EFFECTS_ATTRIBUTE,
+    QuantEffect,
+    convert_modules,
+    copy_model,
+    effect_of,
+    fake_quant_form,
+)
+
+LEAVES_ATTRIBUTE = "quant_leaves"
+
+
+def has_stubs(model: nn.Module) -> bool:
+    """Whether the user put a QuantStub or DeQuantStub into the model."""
+    specs = (spec_of_module(m) for m in model.modules())
+    return any(spec is not None and spec.family is Family.STUB for spec in specs)
+
+
+def fuse_fx(
+    model: nn.Module, fuse_custom_config_dict: dict[str, Any] | None = None, fuse_mode: FuseMode = FuseMode.BNAddReLU
+) -> fx.GraphModule:
+    """Float model with its conv, bn, add, relu groups fused; a copy, traced.
+
+    Raises:
+        PrepareError: the forward cannot be traced.
+    """
+    model = copy_model(model)
+    traced = trace(model)
+    functions_to_modules(model, traced.graph)
+    if fuse_mode is FuseMode.BNAddReLU:
+        fuse_graph(model, traced.graph)
+    return _graph_module(model, traced)
+
+
+def prepare_qat_fx(
+    model: nn.Module,
+    qconfig_dict: dict[str, Any] | None = None,
+    prepare_custom_config_dict: dict[str, Any] | None = None,
+    optimize_graph: bool = False,
+    hybrid: bool = False,
+    hybrid_dict: dict[str, Any] | None = None,
+    *,
+    example_inputs: Sequence[Any] | None = None,
+    high_precision_outputs: bool = False,
+) -> fx.GraphModule:
+    """Trace, fuse and prepare a model for calibration or QAT.
+
+    Ops without a quantized form, and submodules that cannot be traced, run in float between automatic stubs and are named in
+    `quant_effects`. A model without stubs of its own gets them at its inputs and outputs. The device and training mode of the
+    input model are kept; the result is in the QAT state.
+
+    Args:
+        model: float model; it is copied.
+        qconfig_dict: `{"": q, "module_type": [(T, q)], "module_name": {n: q} or [(n, q)]}`; "" < type < name <
+            `module.qconfig`.
+        prepare_custom_config_dict: may hold `preserved_attributes`, names of attributes to keep.
+        optimize_graph: accepted; no march in the table needs it yet.
+        hybrid: accepted; automatic stubs are always there.
+        hybrid_dict: `{"module_type": [T], "module_name": [n]}` stay in float.
+        example_inputs: positional inputs of one forward; lets the planner tell float from integer tensors.
+        high_precision_outputs: outputs of weighted ops that only feed DeQuantStubs stay unquantized.
+
+    Raises:
+        ConfigError: no march is set, or the qconfig_dict cannot be used.
+        PrepareError: the forward cannot be traced, or a qconfig does not fit its op.
+    """
+    require_march()
+    model = copy_model(model)
+    auto_stubs = not has_stubs(model)
+    traced = trace(model)
+    if example_inputs is not None:
+        _record_kinds_in_eval(model, traced.graph, tuple(example_inputs))
+    functions_to_modules(model, traced.graph)
+    no_effect = apply_qconfig_dict(model, qconfig_dict)
+    _apply_hybrid(model, hybrid_dict)
+    fuse_graph(model, traced.graph)
+    plan = BoundaryPlanner(model, traced.graph, auto_stubs=auto_stubs).run()
+    if high_precision_outputs:
+        use_high_precision_outputs(model, traced.graph, plan)
+    effects = [*_swap(model, traced.graph, plan), *plan.effects, *no_effect, *_leaf_effects(traced)]
+    prepared = _graph_module(model, traced)
+    for name in (prepare_custom_config_dict or {}).get("preserved_attributes", ()):
+        setattr(prepared, name, getattr(model, name))
+    attach_journal(prepared)
+    setattr(prepared, EFFECTS_ATTRIBUTE, effects)
+    setattr(prepared, LEAVES_ATTRIBUTE, tuple(traced.untraceable))
+    prepared.register_load_state_dict_post_hook(match_bounds_after_load)
+    return prepared
+
+
+def convert_fx(
+    graph_module: nn.Module,
+    inplace: bool = False,
+    convert_custom_config_dict: dict[str, Any] | None = None,
+    _remove_qconfig: bool = True,
+    fast_mode: bool = False,
+) -> fx.GraphModule:
+    """Integer model of a calibrated or trained fx model in eval; see `convert` for the errors."""
+    if not isinstance(graph_module, fx.GraphModule):
+        raise ConfigError(
+            f"convert_fx got {type_name(graph_module)}, expected the result of prepare_qat_fx; use convert for an eager model"
+        )
+    if not inplace:
+        copied = copy_model(graph_module)
+        assert isinstance(copied, fx.GraphModule)
+        graph_module = copied
+    convert_modules(graph_module, _remove_qconfig)
+    return graph_module
+
+
+def _swap(model: nn.Module, graph: fx.Graph, plan: Plan) -> list[QuantEffect]:
+    effects = []
+    for target, qconfig in plan.quantized.items():
+        parent, _, name = target.rpartition(".")
+        old = model.get_submodule(target)
+        new = fake_quant_form(old, qconfig)
+        new.__dict__["qconfig"] = qconfig
+        setattr(model.get_submodule(parent), name, new)
+        effects.append(effect_of(target, new, qconfig))
+    return effects
+
+
+def _leaf_effects(traced: Traced) -> list[QuantEffect]:
+    return [QuantEffect(op_name(n), "", "torch.float32", reason) for n, reason in traced.untraceable.items()]
+
+
+def _apply_hybrid(model: nn.Module, hybrid_dict: dict[str, Any] | None) -> None:
+    given = hybrid_dict or {}
+    types, names = tuple(given.get("module_type", ())), set(given.get("module_name", ()))
+    for path, module in model.named_modules():
+        if path in names or op_name(path) in names or isinstance(module, types):
+            for child in module.modules():
+                child.__dict__["qconfig"] = None
+
+
+def _record_kinds_in_eval(model: nn.Module, graph: fx.Graph, args: tuple[Any, ...]) -> None:
+    flags = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            record_kinds(model, graph, args)
+    finally:
+        for module, training in flags.items():
+            module.training = training
+
+
+def _graph_module(model: nn.Module, traced: Traced) -> fx.GraphModule:
+    prepared = fx.GraphModule(model, traced.graph, class_name=type(model).__name__)
+    prepared.graph.eliminate_dead_code()
+    prepared.recompile()
+    prepared.train(model.training)
+    return prepared
