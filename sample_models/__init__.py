@@ -1,0 +1,9 @@
+"""Small trained networks on real data: a healthy one, and one with planted quantization faults."""
+
+from __future__ import annotations
+
+SAMPLES: dict[str, str] = {
+    "mobilenet_v2": "sample_models.mobilenet_v2",
+    "pitfalls": "sample_models.pitfalls",
+}
+"""Name -> module with `load`, `calibration_batches`, `evaluate` and `profile`; import it with `importlib`."""
