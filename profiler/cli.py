@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -39,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: see `--help`.
     """
     is_verbose = False
+    _accept_any_text()
     try:
         arguments = _build_parser().parse_args(argv)
         is_verbose = arguments.verbose
@@ -197,6 +199,13 @@ def _finish(report: ProfileReport, arguments: argparse.Namespace) -> int:
         report.open()
     has_errors = any(finding.severity == "E" for finding in report.findings)
     return EXIT_FINDINGS if has_errors and getattr(arguments, "strict", False) else EXIT_OK
+
+
+def _accept_any_text() -> None:
+    """An op name or advice that the encoding of a pipe cannot hold is shown with `?`; it must not end the run."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _set_up_logging(is_verbose: bool) -> None:

@@ -16,7 +16,8 @@ import pytest
 
 import profiler
 from profiler import cli
-from profiler.records import Coverage
+from profiler.records import Coverage, ReportData
+from profiler.store import save_report
 
 ROOT = Path(__file__).resolve().parent.parent
 NETS = """
@@ -177,6 +178,14 @@ def test_main_internal_error_is_neither_1_nor_2(
     monkeypatch.setattr(cli, "_run_render", fail)
     assert cli.main(["render", "report.json"]) == cli.EXIT_INTERNAL
     assert "internal error: ZeroDivisionError: a fault of ours; -v shows where" in capsys.readouterr().err
+
+
+def test_main_text_that_the_encoding_cannot_hold_is_replaced(tmp_path: Path) -> None:
+    save_report(ReportData(title="t", verdict="4 dB → 40 dB", created="2026-01-01"), tmp_path / "report.json")
+    code = "import io\nsys.stdout = io.TextIOWrapper(sys.stdout.buffer, encoding='ascii')"
+    done = run_cli(tmp_path, "render", "report.json", code=code)
+    assert done.returncode == cli.EXIT_OK, done.stderr
+    assert "4 dB ? 40 dB" in done.stdout
 
 
 def test_demo_without_scikit_learn_says_what_to_install(folder: Path) -> None:
