@@ -1,4 +1,4 @@
-"""Saves a report as report.json and loads it again: strict JSON, a schema version, the same bytes for the same input."""
+"""Saves a report as report.json and loads it again: strict JSON, a schema version, same input same bytes."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ def decimals(value: float, places: int, good: Good = "") -> str:
         good: which way is good; the text is rounded the other way. "" rounds half to even.
 
     Returns:
-        The text; "nan", "inf" and "-inf" for those; a non-zero value never becomes all zeros (it turns to exponent form).
+        The text; "nan", "inf" and "-inf" for those; a non-zero value never prints as zero (but in exponent form).
 
     >>> decimals(0.99996, 4, "up"), decimals(2e-9, 7), decimals(0.0, 3)
     ('0.9999', '2.0e-09', '0.000')

@@ -12,7 +12,18 @@ from profiler.errors import ReportError
 from profiler.records import Comparison, LayerRecord, PairStats, ReportData, TensorRecord
 
 _PAIR_FIELDS = ("cosine", "sqnr_db", "mse", "l1", "atol", "kl", "atol_scales", "rms_lsb")
-_SIMILARITY = ("index", "name", "type", "status", "reason", "similarity", "qscale", "atol", "atol_scales", "op_error_scales")
+_SIMILARITY = (
+    "index",
+    "name",
+    "type",
+    "status",
+    "reason",
+    "similarity",
+    "qscale",
+    "atol",
+    "atol_scales",
+    "op_error_scales",
+)
 
 
 def similarity(comparison: Comparison) -> pd.DataFrame:
@@ -41,7 +52,21 @@ def layers(comparison: Comparison) -> pd.DataFrame:
 
 def statistic(tensors: Sequence[TensorRecord]) -> pd.DataFrame:
     """Gives min, max, mean, var, scale and dtype of each tensor of one model, in forward order."""
-    columns = ("index", "name", "type", "attr", "min", "max", "mean", "var", "scale", "dtype", "shape", "num_nan", "num_inf")
+    columns = (
+        "index",
+        "name",
+        "type",
+        "attr",
+        "min",
+        "max",
+        "mean",
+        "var",
+        "scale",
+        "dtype",
+        "shape",
+        "num_nan",
+        "num_inf",
+    )
     return _frame(columns, [_statistic_row(tensor) for tensor in tensors])
 
 
@@ -96,20 +121,22 @@ def qconfig(comparison: Comparison) -> pd.DataFrame:
 
 def weight_qconfig(comparison: Comparison) -> pd.DataFrame:
     """Gives each weight's dtype and channel axis (-1: per tensor)."""
-    table = _records(comparison.qconfig.weights, ("name", "type_name", "weight_dtype", "ch_axis", "observer"))
-    return table.rename(columns={"type_name": "type"})
+    rows = [
+        (row.name, row.type_name, row.weight_dtype, row.ch_axis, row.observer) for row in comparison.qconfig.weights
+    ]
+    return _frame(("name", "type", "weight_dtype", "ch_axis", "observer"), rows)
 
 
 def qconfig_messages(comparison: Comparison) -> pd.DataFrame:
     """Gives the ops whose qconfig is worth a look, and why."""
-    table = _records(comparison.qconfig.messages, ("name", "type_name", "message"))
-    return table.rename(columns={"type_name": "type"})
+    rows = [(row.name, row.type_name, row.message) for row in comparison.qconfig.messages]
+    return _frame(("name", "type", "message"), rows)
 
 
 def findings(data: ReportData) -> pd.DataFrame:
     """Gives the findings in order, evidence and patch as text."""
-    columns = ("id", "severity", "op", "title", "origin", "cost", "advice", "evidence", "source", "patch")
-    columns += ("expected_gain_db", "measured_gain")
+    columns = ["id", "severity", "op", "title", "origin", "cost", "advice", "evidence", "source", "patch"]
+    columns += ["expected_gain_db", "measured_gain"]
     rows = []
     for finding in data.findings:
         evidence = "; ".join(f"{item.name} = {item.value} {item.unit}".rstrip() for item in finding.evidence)
@@ -161,11 +188,11 @@ def frame(data: ReportData, name: str, mode: str | None = None) -> pd.DataFrame:
         ReportError: unknown name, or the report holds no such comparison.
     """
     if name in REPORT_TABLES:
-        return REPORT_TABLES[name](data).infer_objects()
+        return _typed(REPORT_TABLES[name](data))
     if name not in COMPARISON_TABLES:
         legal = ", ".join(sorted([*REPORT_TABLES, *COMPARISON_TABLES]))
         raise ReportError(f"frame: got the name {name!r}; expected one of: {legal}")
-    return COMPARISON_TABLES[name](comparison_of(data, mode)).infer_objects()
+    return _typed(COMPARISON_TABLES[name](comparison_of(data, mode)))
 
 
 def comparison_of(data: ReportData, mode: str | None) -> Comparison:
@@ -248,4 +275,11 @@ def _records(records: Iterable[Any], fields: Sequence[str]) -> pd.DataFrame:
 
 def _frame(columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> pd.DataFrame:
     """Builds a table of plain objects: None stays None, integers stay integers."""
-    return pd.DataFrame([list(row) for row in rows], columns=list(columns), dtype=object)
+    table: pd.DataFrame = pd.DataFrame([list(row) for row in rows], columns=list(columns), dtype=object)
+    return table
+
+
+def _typed(table: pd.DataFrame) -> pd.DataFrame:
+    """Gives numeric columns their numeric type; None becomes NaN there."""
+    typed: pd.DataFrame = table.infer_objects()
+    return typed

@@ -36,7 +36,7 @@ from profiler.records import (
 
 HOSTILE = "</script><b>x"
 UNICODE = "stage.größe_卷积"
-MULTILINE = "block.a\nb|c,\"d\" $e_f$"
+MULTILINE = 'block.a\nb|c,"d" $e_f$'
 METRICS = (
     MetricInfo("cosine", "", True, 0.995, "cosine of the flattened tensors"),
     MetricInfo("sqnr_db", "dB", True, 20.0, "10 log10(sum ref^2 / sum err^2)"),
@@ -56,7 +56,9 @@ def stats(rng: random.Random, std: float = 1.0, shift: float = 0.0, bins: int = 
     """Gives statistics and a histogram of a bell of that width."""
     low, high = shift - 4 * std, shift + 4 * std
     middle = (bins - 1) / 2
-    counts = tuple(int(4096 * math.exp(-(((bin_ - middle) / bins * 8) ** 2) / 2) * rng.uniform(0.9, 1.1)) for bin_ in range(bins))
+    counts = tuple(
+        int(4096 * math.exp(-(((bin_ - middle) / bins * 8) ** 2) / 2) * rng.uniform(0.9, 1.1)) for bin_ in range(bins)
+    )
     channels = ChannelStats(32, 30, 1, 4 * std, std, 7)
     return TensorStats(sum(counts), 0, 0, low, high, shift, std**2, 0.001, Histogram(low, high, counts), channels)
 
@@ -65,7 +67,9 @@ def qparams(absmax: float = 4.0) -> QuantParams:
     return QuantParams("qint8", (absmax / 127.5,), -1, -128, 127, observer="MinMaxObserver(averaging_constant=0.01)")
 
 
-def layer(rng: random.Random, index: int, name: str, accumulated: float, injected: float, std: float = 1.0) -> LayerRecord:
+def layer(
+    rng: random.Random, index: int, name: str, accumulated: float, injected: float, std: float = 1.0
+) -> LayerRecord:
     """Gives a compared op call with all that a record can hold."""
     op_name, _, suffix = name.removesuffix(")").partition("(")
     call = int(suffix) if suffix.isdigit() else 0
@@ -112,7 +116,9 @@ def tensor_rows(layers: tuple[LayerRecord, ...], dtype: str) -> tuple[TensorReco
 def big_report(num_ops: int, seed: int = 7) -> ReportData:
     """Gives a report of two comparisons with `num_ops` op calls each; a few ops are bad, the rest healthy."""
     rng = random.Random(seed)
-    names = [f"backbone.layer{index // 40}.block{index // 8 % 5}.conv{index % 8}.conv_{index}" for index in range(num_ops)]
+    names = [
+        f"backbone.layer{index // 40}.block{index // 8 % 5}.conv{index % 8}.conv_{index}" for index in range(num_ops)
+    ]
     comparisons = []
     for mode, dtypes in (("FvsQ", ("torch.float32", "qint8")), ("QvsQ", ("qint8", "qint8"))):
         layers, level = [], 45.0
@@ -142,7 +148,9 @@ def rich_report() -> ReportData:
     layers = _rich_layers(rng)
     first = replace(
         _comparison("FvsQ", layers, ("torch.float32", "qint8")),
-        unfused=(UnfusedGroup(("branch.conv", "branch.bn"), ("Conv2d", "BatchNorm2d"), "second consumer of branch.conv"),),
+        unfused=(
+            UnfusedGroup(("branch.conv", "branch.bn"), ("Conv2d", "BatchNorm2d"), "second consumer of branch.conv"),
+        ),
         notes=("FX could not trace branch.head; it stayed float",),
         coverage=Coverage(len(layers), 8, {"uncalled": 1, "unmatched": 1, "shape mismatch": 1, "unsupported type": 1}),
     )

@@ -1,0 +1,11 @@
+"""Colours that people with colour blindness tell apart (Okabe and Ito), readable on light and dark paper."""
+
+REFERENCE = "#1f88c4"
+TEST = "#d55e00"
+INJECTED = "#e69f00"
+ACCUMULATED = "#1f88c4"
+CULPRIT = "#cc3377"
+MEAN = "#009e73"
+LIMIT = "#8a8f98"
+INK = "#80868f"
+GRID = "#80868f"
