@@ -42,7 +42,7 @@ class ConvModule(nn.Module):
             cin, cout, kernel, stride, _same(kernel) if padding is None else padding, groups=groups, bias=False
         )
         if norm:
-            self.add_module(self.norm_name, nn.BatchNorm2d(cout))
+            self.bn = nn.BatchNorm2d(cout)
         if act is not None:
             self.activate = act(inplace=True)
 
@@ -50,7 +50,9 @@ class ConvModule(nn.Module):
         x = self.conv(x)
         if self.with_norm:
             x = getattr(self, self.norm_name)(x)
-        return self.activate(x) if self.with_activation else x
+        if self.with_activation:
+            x = self.activate(x)
+        return x
 
     def fuse_modules(self) -> None:
         """Conv (+ norm) (+ activation) become one module; the others stay as Identity."""

@@ -73,7 +73,7 @@ def calibration_batches(
         batch_size: images in each.
     """
     pixels = train_set()[0][: num_batches * batch_size]
-    return list(preprocess(pixels).split(batch_size))
+    return list(torch.split(preprocess(pixels), batch_size))
 
 
 @torch.no_grad()
@@ -91,5 +91,5 @@ def accuracy(
         batch_size: images per forward; the result does not depend on it.
     """
     pixels, labels = test_set()
-    logits = torch.cat([model(preprocess(part)) for part in pixels.split(batch_size)])
+    logits = torch.cat([model(preprocess(part)) for part in torch.split(pixels, batch_size)])
     return 100.0 * float((logits.argmax(dim=1) == labels).sum()) / len(labels)

@@ -39,9 +39,11 @@ class InvertedResidual(nn.Module):
             self.skip_add = FloatFunctional()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out = self.expand(x) if self.with_expand else x
+        out: torch.Tensor = self.expand(x) if self.with_expand else x
         out = self.project(self.depthwise(out))
-        return self.skip_add.add(out, x) if self.with_residual else out
+        if self.with_residual:
+            out = self.skip_add.add(out, x)
+        return out
 
     def fuse_modules(self) -> None:
         """Each ConvModule by itself; with a residual, the projection and the add become one module as well."""
@@ -106,11 +108,12 @@ class MobileNetV2(nn.Module):
 
     def fuse_modules(self) -> None:
         """Fuses the stem, every block and the last convolution."""
-        for module in self.modules():
-            if module is not self and isinstance(module, InvertedResidual):
-                module.fuse_modules()
         self.conv1.fuse_modules()
-        self.conv2.fuse_modules()  # type: ignore[operator]
+        for name in self.layers:
+            stage = getattr(self, name)
+            blocks: list[Any] = list(stage) if isinstance(stage, nn.Sequential) else [stage]
+            for block in blocks:
+                block.fuse_modules()
 
 
 class ClassifierHead(nn.Module):
@@ -124,7 +127,8 @@ class ClassifierHead(nn.Module):
 
     def forward(self, features: tuple[torch.Tensor, ...]) -> torch.Tensor:
         x = self.pool(features[-1]).flatten(1)
-        return self.dequant(self.fc(x))
+        logits: torch.Tensor = self.dequant(self.fc(x))
+        return logits
 
 
 class Classifier(nn.Module):
@@ -136,7 +140,8 @@ class Classifier(nn.Module):
         self.head = ClassifierHead(self.backbone.out_channels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.backbone(x))
+        logits: torch.Tensor = self.head(self.backbone(x))
+        return logits
 
     def fuse_modules(self) -> None:
         """What the eager flow calls before `prepare_qat`."""
@@ -167,4 +172,5 @@ def profile(out_dir: str | Path | None = None, **kwargs: Any) -> ProfileReport:
     """Profiles the trained network from float to int8, as a user would."""
     from profiler import model_profiler
 
-    return model_profiler(load(), calibration_batches(), evaluate=evaluate, out_dir=out_dir, **kwargs)
+    report: ProfileReport = model_profiler(load(), calibration_batches(), evaluate=evaluate, out_dir=out_dir, **kwargs)
+    return report

@@ -58,7 +58,7 @@ FAULTS: dict[str, PlantedFault] = {
     "shared_conv": PlantedFault(
         "SH1",
         "branches.shared.conv",
-        ("branches.rows_out.conv", "branches.columns_out.conv"),
+        (),
         "one convolution serves two branches whose ranges differ 32 times",
     ),
     "large_channel": PlantedFault(
@@ -238,13 +238,15 @@ def prepare(model: nn.Module, purpose: Literal["calib", "qat"] = "calib") -> nn.
     is_calib = purpose == "calib"
     set_march(March.BAYES)
     model.fuse_modules()
-    model.qconfig = default_calib_8bit_fake_quant_qconfig if is_calib else default_qat_8bit_fake_quant_qconfig
+    qconfig = default_calib_8bit_fake_quant_qconfig if is_calib else default_qat_8bit_fake_quant_qconfig
+    model.qconfig = qconfig  # type: ignore[assignment]
     if "int8_output" in model.repaired:
-        model.fc.qconfig = (
+        out_qconfig = (
             default_calib_8bit_weight_32bit_out_fake_quant_qconfig
             if is_calib
             else default_qat_8bit_weight_32bit_out_fake_quant_qconfig
         )
+        model.fc.qconfig = out_qconfig  # type: ignore[assignment]
     return prepare_qat(model)
 
 
@@ -281,4 +283,7 @@ def profile(
     from profiler import model_profiler
 
     calib_model = calibrate(prepare(load(repaired)))
-    return model_profiler(calib_model, calibration_batches(), evaluate=evaluate, out_dir=out_dir, **kwargs)
+    report: ProfileReport = model_profiler(
+        calib_model, calibration_batches(), evaluate=evaluate, out_dir=out_dir, **kwargs
+    )
+    return report

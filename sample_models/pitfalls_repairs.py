@@ -37,7 +37,7 @@ def even_out_channels(state: StateDict) -> StateDict:
 
 
 def read_norm_output(state: StateDict) -> StateDict:
-    """The side branch reads the norm's output: the inverse of the norm goes into its 1x1 convolution and its own norm."""
+    """The side branch reads the norm's output: the norm's inverse goes into its 1x1 convolution and own norm."""
     gain = state["split.bn.weight"] / torch.sqrt(state["split.bn.running_var"] + _BN_EPS)
     offset = state["split.bn.bias"] - gain * state["split.bn.running_mean"]
     weight = state["split.side.conv.weight"] / gain[:, None, None]

@@ -1,7 +1,7 @@
 """Trains the pitfalls sample, plants its faults, and writes its weights: `python -m sample_models.train_pitfalls`.
 
 The network is trained in good health, on normalised pixels. Then each fault that lies in the weights is planted by an
-exact rescaling: a factor on one side of a ReLU or a norm, its inverse on the other. The float function stays what it was.
+exact rescaling: a factor on one side of a ReLU or a norm, its inverse on the other. The float function stays as it was.
 """
 
 from __future__ import annotations
@@ -81,8 +81,10 @@ def _plant_large_channel(model: pitfalls.Pitfalls, images: torch.Tensor) -> None
     """Gives all channels one range first; the channel that fires most sparsely then becomes the large one."""
     wide = outputs_of(model, model.wide, images)[0]
     absmax = channel_absmax(wide)
-    factors = 1.0 / absmax
-    factors[(wide.std(dim=(0, 2, 3)) / absmax).argmin()] *= LARGE_FACTOR
+    is_live = absmax > 0
+    factors = torch.where(is_live, 1.0 / absmax, 1.0)
+    density = torch.where(is_live, wide.std(dim=(0, 2, 3)) / absmax, torch.inf)
+    factors[density.argmin()] *= LARGE_FACTOR
     _scale_norm_output(model.wide.bn, factors)
     model.narrow.conv.weight /= factors[:, None, None]
 
@@ -104,15 +106,15 @@ def _plant_functional_relu(model: pitfalls.Pitfalls, images: torch.Tensor) -> No
 
 
 def _plant_raw_input(model: pitfalls.Pitfalls) -> None:
+    assert model.stem.bn.running_mean is not None
     model.stem.bn.running_mean += model.stem.conv.weight.sum(dim=(1, 2, 3))
     model.stem.conv.weight /= PIXEL_SCALE
 
 
-def _scale_norm_output(bn: nn.Module, factors: torch.Tensor) -> None:
+def _scale_norm_output(bn: nn.BatchNorm2d, factors: torch.Tensor) -> None:
     """Multiplies what the norm gives, per channel."""
-    assert isinstance(bn, nn.BatchNorm2d)
-    bn.weight *= factors
-    bn.bias *= factors
+    bn.weight.mul_(factors)
+    bn.bias.mul_(factors)
 
 
 def _scale_norm_input(bn: nn.BatchNorm2d, factors: torch.Tensor) -> None:
@@ -122,7 +124,7 @@ def _scale_norm_input(bn: nn.BatchNorm2d, factors: torch.Tensor) -> None:
     var = bn.running_var.clone()
     bn.running_mean *= factors
     bn.running_var *= factors**2
-    bn.weight *= torch.sqrt(bn.running_var + bn.eps) / (factors * torch.sqrt(var + bn.eps))
+    bn.weight.mul_(torch.sqrt(bn.running_var + bn.eps) / (factors * torch.sqrt(var + bn.eps)))
 
 
 def main() -> None:

@@ -50,7 +50,7 @@ def fit(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=plan.learning_rate, total_steps=num_steps)
     model.train()
     for _ in range(plan.epochs):
-        for rows in torch.randperm(len(images), generator=rng).split(plan.batch_size):
+        for rows in torch.split(torch.randperm(len(images), generator=rng), plan.batch_size):
             loss = F.cross_entropy(model(augment(images[rows], plan, rng)), labels[rows], label_smoothing=0.05)
             if penalty is not None:
                 loss = loss + penalty(model)
