@@ -180,11 +180,9 @@ def _run_model(arguments: argparse.Namespace) -> int:
 
 
 def _run_render(arguments: argparse.Namespace) -> int:
-    path: Path = arguments.report
-    if path.is_dir():
-        path = path / "report.json"
-    data = ProfileReport.load(path).data
-    report = ProfileReport.write(data, arguments.out or path.parent, make_zip=not arguments.no_zip)
+    loaded = ProfileReport.load(arguments.report)
+    out_dir = arguments.out or loaded.out_dir or Path()
+    report = ProfileReport.write(loaded.data, out_dir, make_zip=not arguments.no_zip)
     console = make_console()
     console.print(report.verdict, markup=False)
     print_paths(console, report)

@@ -22,7 +22,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "metrics": frozenset({"records"}),
     "analysis": frozenset({"records"}),
     "profile_report": frozenset({"report", "store", "records"}),
-    "report": frozenset({"records"}),
+    "report": frozenset({"records", "store"}),
     "store": frozenset({"records"}),
     "records": frozenset(),
     "errors": frozenset(),
