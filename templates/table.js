@@ -1,7 +1,7 @@
 // Sorts, filters and folds a table whose cells were all written in Python.
 const FIRST_ROWS = 30
 const MORE_ROWS = 200
-const FOLDS = {healthy: "healthy", not_compared: "not compared"}
+const FOLDS = {inherited: "inherited-error", healthy: "healthy", not_compared: "not compared"}
 const DIRECTIONS = {up: ["↑", "higher is better"], down: ["↓", "lower is better"]}
 
 class Table {

@@ -11,7 +11,7 @@ from profiler.report.numbers import Good, significant
 Cell = str | int
 """A text; an index into the page's shared texts; or -1 - index, a reason why there is no value."""
 
-HEALTHY, SHOWN, NOT_COMPARED = "healthy", "shown", "not_compared"
+SHOWN, INHERITED, HEALTHY, NOT_COMPARED = "shown", "inherited", "healthy", "not_compared"
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Order:
 class PageTable:
     """A table as the page's script takes it.
 
-    `folds` holds for each row whether it is shown, healthy or not compared; `ops` the op call a row belongs to (-1:
+    `folds` holds for each row whether it is shown or why it is folded; `ops` the op call a row belongs to (-1:
     none); `flags` the cells over a limit, as [row, column].
     """
 

@@ -16,17 +16,18 @@ from matplotlib.ticker import NullLocator
 
 from profiler.records import Comparison, Finding, Histogram, LayerRecord, ModelRecord
 from profiler.report import palette
+from profiler.report.limits import Limits
 from profiler.report.similarity_table import work_order
 
 NUM_HISTOGRAMS = 6
 _DPI = 110
 
 
-def comparison_charts(comparison: Comparison, findings: Sequence[Finding]) -> dict[str, bytes]:
+def comparison_charts(comparison: Comparison, findings: Sequence[Finding], limits: Limits) -> dict[str, bytes]:
     """Gives file name -> PNG: error along the network, ranges of both models, histograms of the ops that need work."""
     charts: dict[str, bytes] = {}
     if any(layer.accumulated or layer.injected for layer in comparison.layers):
-        charts["error_along_network.png"] = error_chart(comparison)
+        charts["error_along_network.png"] = error_chart(comparison, limits)
     for number, model in enumerate((comparison.reference, comparison.test)):
         if model.tensors:
             charts[f"model{number}_statistic.png"] = statistic_chart(model)
@@ -43,7 +44,7 @@ def histogram_name(layer: LayerRecord) -> str:
     return f"op_{layer.index:04d}_{slug or 'unnamed'}.png"
 
 
-def error_chart(comparison: Comparison) -> bytes:
+def error_chart(comparison: Comparison, limits: Limits) -> bytes:
     """Gives accumulated and injected SQNR (dB) and the op error in output scales, in forward order."""
     layers = comparison.layers
     figure = Figure(figsize=(11, 6.5))
@@ -53,13 +54,13 @@ def error_chart(comparison: Comparison) -> bytes:
     op_error = [layer.injected.atol_scales if layer.injected else None for layer in layers]
     _plot(upper, accumulated, "accumulated", palette.ACCUMULATED, "o-")
     _plot(upper, injected, "injected by the op alone", palette.INJECTED, "D")
-    upper.axhline(20, color=palette.LIMIT, linestyle="--", linewidth=1)
+    upper.axhline(limits.sqnr_db, color=palette.LIMIT, linestyle="--", linewidth=1)
     _label(upper, "SQNR (dB), higher is better")
     if any(value and value > 0 and math.isfinite(value) for value in op_error):
         lower.set_yscale("log")
         lower.yaxis.set_minor_locator(NullLocator())
     _plot(lower, [value or None for value in op_error], "op error on the same input", palette.INJECTED, "D")
-    lower.axhline(5, color=palette.LIMIT, linestyle="--", linewidth=1)
+    lower.axhline(limits.op_error_scales, color=palette.LIMIT, linestyle="--", linewidth=1)
     _label(lower, "output scales, lower is better")
     lower.set_xlabel("op, in forward order")
     return _png(figure)

@@ -15,10 +15,9 @@ from bokeh.plotting import figure
 
 from profiler.records import Comparison, Finding, TensorRecord
 from profiler.report import palette
+from profiler.report.limits import Limits
 from profiler.report.numbers import Good, significant
 
-SQNR_LIMIT_DB = 20.0
-OP_ERROR_LIMIT = 5.0
 _TOOLS = "pan,box_zoom,wheel_zoom,reset,save"
 _PICK_CODE = """
 const picked = cb_data.source.selected.indices
@@ -28,7 +27,7 @@ if (picked.length > 0) {
 """
 
 
-def error_picture(comparison: Comparison, findings: Sequence[Finding]) -> LayoutDOM:
+def error_picture(comparison: Comparison, findings: Sequence[Finding], limits: Limits) -> LayoutDOM:
     """Gives SQNR (accumulated and injected) and the op error in output scales, per op in forward order.
 
     Culprits are the ops of findings of severity E or W that are not propagated. A click on a point sends the document
@@ -44,8 +43,10 @@ def error_picture(comparison: Comparison, findings: Sequence[Finding]) -> Layout
         _points(lower, source, "op_error", palette.INJECTED, "diamond", "op error on the same input"),
     ]
     culprits = _points(upper, source, "culprit", palette.CULPRIT, "triangle", "op with a finding", size=13)
-    upper.add_layout(Span(location=SQNR_LIMIT_DB, dimension="width", line_color=palette.LIMIT, line_dash="dashed"))
-    lower.add_layout(Span(location=OP_ERROR_LIMIT, dimension="width", line_color=palette.LIMIT, line_dash="dashed"))
+    upper.add_layout(Span(location=limits.sqnr_db, dimension="width", line_color=palette.LIMIT, line_dash="dashed"))
+    lower.add_layout(
+        Span(location=limits.op_error_scales, dimension="width", line_color=palette.LIMIT, line_dash="dashed")
+    )
     for plot, renderers in ((upper, [marks[0], marks[1], culprits]), (lower, [marks[2]])):
         plot.add_tools(HoverTool(renderers=renderers, tooltips=_ERROR_TIPS, point_policy="snap_to_data"))
         plot.add_tools(TapTool(renderers=renderers, callback=CustomJS(code=_PICK_CODE)))

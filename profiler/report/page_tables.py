@@ -14,9 +14,11 @@ from profiler.report.cells import (
     Order,
     PageTable,
     Texts,
+    exceeds,
     plain_table,
     ranked,
 )
+from profiler.report.limits import Limits
 from profiler.report.tables import input_dtypes_text, range_rank, single_scale
 
 _NAME = Column("Op", "Name of the op; (i) is call i + 1 of a shared module.", is_op=True)
@@ -33,14 +35,17 @@ _STATISTIC = (
     Column("Scale", "One step of the integer codes.", is_number=True),
     Column("Dtype", "Type of the tensor's values."),
 )
-_WEIGHTS = (
-    Column("Weight", "Name of the parameter."),
-    Column("SQNR", "Signal to quantization noise of the weight.", "dB", "up", 20.0, True),
-    Column("Similarity", "Cosine of the weight in both stages.", "", "up", None, True),
-    Column("Atol", "Largest difference.", "real value", "down", None, True),
-    Column("Atol", "Largest difference in weight scales; 0.5 is ideal rounding.", "scales", "down", None, True),
-    Column("Absmax", "Largest absolute value of the reference weight.", is_number=True),
-)
+
+
+def _weight_columns(limits: Limits) -> tuple[Column, ...]:
+    return (
+        Column("Weight", "Name of the parameter."),
+        Column("SQNR", "Signal to quantization noise of the weight.", "dB", "up", limits.sqnr_db, True),
+        Column("Similarity", "Cosine of the weight in both stages.", "", "up", None, True),
+        Column("Atol", "Largest difference.", "real value", "down", None, True),
+        Column("Atol", "Largest difference in weight scales; 0.5 is ideal rounding.", "scales", "down", None, True),
+        Column("Absmax", "Largest absolute value of the reference weight.", is_number=True),
+    )
 
 
 def statistic_table(tensors: tuple[TensorRecord, ...], rows_of_ops: dict[str, int], texts: Texts) -> PageTable:
@@ -57,16 +62,17 @@ def statistic_table(tensors: tuple[TensorRecord, ...], rows_of_ops: dict[str, in
     return table
 
 
-def weights_table(comparison: Comparison, texts: Texts) -> PageTable:
+def weights_table(comparison: Comparison, limits: Limits, texts: Texts) -> PageTable:
     """Gives one row per weight, worst SQNR first."""
-    table = PageTable(_WEIGHTS)
+    columns = _weight_columns(limits)
+    table = PageTable(columns)
     for row, weight in enumerate(comparison.weights):
         values = (weight.sqnr_db, weight.cosine, weight.atol, weight.atol_scales, weight.reference_absmax)
         numbers = [
             texts.number(value, column, "the weight is not quantized")
-            for value, column in zip(values, _WEIGHTS[1:], strict=True)
+            for value, column in zip(values, columns[1:], strict=True)
         ]
-        is_bad = not weight.sqnr_db >= 20.0
+        is_bad = exceeds(weight.sqnr_db, columns[1])
         table.rows.append([texts.shared(weight.name), *numbers])
         table.folds.append(SHOWN if is_bad else HEALTHY)
         table.ops.append(-1)

@@ -17,6 +17,7 @@ from profiler.records import Comparison, LayerRecord, ReportData
 from profiler.report import figures, op_details, page_tables, summary
 from profiler.report.cells import Texts
 from profiler.report.embed import bokeh_script, figure_item
+from profiler.report.limits import Limits
 from profiler.report.similarity_table import similarity_table
 from profiler.report.text import out_dtype_line
 
@@ -89,12 +90,12 @@ def _panel(data: ReportData, comparison: Comparison, name: str, texts: Texts) ->
     """Gives what the page shows of one comparison; `data` is for the script, the rest for the template."""
     findings = summary.ordered_findings(data) if not name else ()
     tables = _tables(data, comparison, findings, texts)
-    figure = figures.error_picture(comparison, findings)
+    figure = figures.error_picture(comparison, findings, Limits.of(data.metrics))
     return {
         "key": name or comparison.mode,
         "prefix": f"{name}-" if name else "",
         "comparison": comparison,
-        "tiles": summary.output_tiles(comparison),
+        "tiles": summary.output_tiles(comparison, Limits.of(data.metrics)),
         "tables": tables,
         "not_compared": _not_compared(comparison.layers),
         "dtype_line": out_dtype_line(comparison.qconfig.outputs),
@@ -109,12 +110,13 @@ def _panel(data: ReportData, comparison: Comparison, name: str, texts: Texts) ->
 
 def _tables(data: ReportData, comparison: Comparison, findings: Sequence[Any], texts: Texts) -> dict[str, Any]:
     rows = summary.rows_of_ops(comparison)
+    limits = Limits.of(data.metrics)
     qconfig = page_tables.qconfig_tables(comparison, rows, texts)
     return {
-        "similarity": similarity_table(comparison, findings, data.metrics, texts),
+        "similarity": similarity_table(comparison, findings, limits, texts),
         "statistic0": page_tables.statistic_table(comparison.reference.tensors, rows, texts),
         "statistic1": page_tables.statistic_table(comparison.test.tensors, rows, texts),
-        "weights": page_tables.weights_table(comparison, texts),
+        "weights": page_tables.weights_table(comparison, limits, texts),
         "called": page_tables.called_table(comparison, rows, texts),
         "unfused": page_tables.unfused_table(comparison, texts),
         **{f"qconfig_{key}": table for key, table in qconfig.items()},

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from profiler.records import SEVERITY_ORDER, Comparison, Finding, LayerRecord, MetricInfo
+from profiler.records import SEVERITY_ORDER, Comparison, Finding, LayerRecord
 from profiler.report.cells import (
     HEALTHY,
+    INHERITED,
     MODEL_ORDER,
     NOT_COMPARED,
     SHOWN,
@@ -19,16 +20,15 @@ from profiler.report.cells import (
     exceeds,
     ranked,
 )
+from profiler.report.limits import Limits
 from profiler.report.tables import qscale
 
-OP_ERROR_LIMIT = 5.0
-_DEFAULT_LIMITS = {"sqnr_db": 20.0, "cosine": 0.995}
+_INJECTED = frozenset({3, 9})  # the columns of what the op itself adds
 
 
-def similarity_columns(metrics: Sequence[MetricInfo]) -> tuple[Column, ...]:
-    """Gives the columns; limits come from the report's metrics where it has them."""
-    limits = _DEFAULT_LIMITS | {item.name: item.limit for item in metrics if item.limit is not None}
-    sqnr, cosine, steps = limits["sqnr_db"], limits["cosine"], "output scales"
+def similarity_columns(limits: Limits) -> tuple[Column, ...]:
+    """Gives the columns."""
+    sqnr, cosine, op_error, steps = limits.sqnr_db, limits.cosine, limits.op_error_scales, "output scales"
     return (
         Column("#", "Position in forward order.", is_number=True),
         Column("Op", "Name of the op; (i) is call i + 1 of a shared module.", is_op=True),
@@ -44,22 +44,21 @@ def similarity_columns(metrics: Sequence[MetricInfo]) -> tuple[Column, ...]:
             "Largest difference on the same input; a few steps are healthy.",
             steps,
             "down",
-            OP_ERROR_LIMIT,
+            op_error,
             True,
         ),
         Column("Kind", "What the error is: clipped, rounded, both, or propagated from before."),
     )
 
 
-def similarity_table(
-    comparison: Comparison, findings: Sequence[Finding], metrics: Sequence[MetricInfo], texts: Texts
-) -> PageTable:
+def similarity_table(comparison: Comparison, findings: Sequence[Finding], limits: Limits, texts: Texts) -> PageTable:
     """Gives one row per op call.
 
-    Healthy rows (compared, nothing over a limit, no finding of severity E or W) and rows that were not compared are
-    folded. The order "worst" is by the work needed: severity of the op's own findings, then injected SQNR.
+    Rows without a finding of severity E or W are folded when they were not compared, when nothing is over a limit
+    (healthy), or when only the accumulated error is (inherited from earlier ops). The order "worst" is by the work
+    needed: severity of the op's own findings, then injected SQNR.
     """
-    columns = similarity_columns(metrics)
+    columns = similarity_columns(limits)
     table = PageTable(columns)
     severities = _severities(findings)
     for row, layer in enumerate(comparison.layers):
@@ -67,7 +66,8 @@ def similarity_table(
         flags = [(row, position) for position, value in values.items() if exceeds(value, columns[position])]
         table.rows.append(_cells(layer, values, columns, texts))
         table.flags += flags
-        table.folds.append(_fold(layer, bool(flags) or _severity(layer, severities) < 2))
+        over = {position for _, position in flags}
+        table.folds.append(SHOWN if _severity(layer, severities) < 2 else _fold(layer, over))
         table.ops.append(row)
     table.orders = (Order("worst", "worst first", work_order(comparison.layers, findings)), MODEL_ORDER)
     return table
@@ -117,10 +117,15 @@ def _cells(layer: LayerRecord, values: dict[int, float | None], columns: Sequenc
     return [str(layer.index), texts.shared(layer.name), texts.shared(layer.type_name), *numbers, kind]
 
 
-def _fold(layer: LayerRecord, needs_work: bool) -> str:
-    if needs_work or layer.status == "shape_mismatch":
+def _fold(layer: LayerRecord, over: set[int]) -> str:
+    """Says why a row without findings can be folded; `over` holds the columns whose limit it exceeds."""
+    if layer.status == "shape_mismatch":
         return SHOWN
-    return HEALTHY if layer.status == "compared" else NOT_COMPARED
+    if layer.status != "compared":
+        return NOT_COMPARED
+    if over and (layer.injected is None or over & _INJECTED):
+        return SHOWN
+    return INHERITED if over else HEALTHY
 
 
 def _severities(findings: Sequence[Finding]) -> dict[str, int]:

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from profiler.records import COST_TEXT, SEVERITY_ORDER, Comparison, Evidence, Finding, LayerRecord, ReportData
+from profiler.report.limits import Limits
 from profiler.report.numbers import decimals, significant
 
 SEVERITY_TEXT = {"E": "Error", "W": "Warning", "I": "Note"}
@@ -57,11 +58,11 @@ def stage_tiles(data: ReportData) -> tuple[Tile, ...]:
     return tuple(tiles)
 
 
-def output_tiles(comparison: Comparison) -> tuple[Tile, ...]:
+def output_tiles(comparison: Comparison, limits: Limits) -> tuple[Tile, ...]:
     """Gives SQNR in dB at each output of the network, accumulated over all ops."""
     layers = [layer for layer in comparison.layers if layer.is_output or layer.name in comparison.outputs]
     pair = f"{comparison.reference.stage} → {comparison.test.stage}"
-    return tuple(_output_tile(layer, pair) for layer in layers[:NUM_OUTPUT_TILES])
+    return tuple(_output_tile(layer, pair, limits) for layer in layers[:NUM_OUTPUT_TILES])
 
 
 def finding_views(data: ReportData) -> tuple[FindingView, ...]:
@@ -91,14 +92,14 @@ def rows_of_ops(comparison: Comparison) -> dict[str, int]:
     return rows
 
 
-def _output_tile(layer: LayerRecord, pair: str) -> Tile:
+def _output_tile(layer: LayerRecord, pair: str, limits: Limits) -> Tile:
     if layer.accumulated is None:
         return Tile(f"output {layer.name}", "not compared", layer.reason or layer.status, "bad")
     sqnr = layer.accumulated.sqnr_db
     if math.isnan(sqnr):
         return Tile(f"output {layer.name}", "NaN", f"SQNR, {pair}", "bad")
     value = "identical" if sqnr == math.inf else f"{decimals(sqnr, 1, 'up')} dB"
-    return Tile(f"output {layer.name}", value, f"SQNR, {pair}", "good" if sqnr >= 20 else "bad")
+    return Tile(f"output {layer.name}", value, f"SQNR, {pair}", "good" if sqnr >= limits.sqnr_db else "bad")
 
 
 def _finding_view(number: int, finding: Finding, rows: dict[str, int]) -> FindingView:

@@ -12,6 +12,7 @@ from profiler.errors import ReportError
 from profiler.records import Comparison, ReportData
 from profiler.report import charts, figures, tables, text
 from profiler.report.archive import write_archive
+from profiler.report.limits import Limits
 from profiler.report.render_html import named_comparisons, render_chart_page, render_page
 from profiler.report.summary import ordered_findings
 from profiler.report.swap import MANIFEST, staging, swap_in, write_manifest
@@ -81,7 +82,7 @@ def report_files(data: ReportData) -> dict[str, bytes]:
         files = _text_files(comparison) | _csv_files(data, comparison) | _chart_pages(data, comparison)
         contents |= {prefix + key: value.encode("utf-8") for key, value in files.items()}
         findings = () if name else ordered_findings(data)
-        pictures = charts.comparison_charts(comparison, findings)
+        pictures = charts.comparison_charts(comparison, findings, Limits.of(data.metrics))
         contents |= {f"{prefix}charts/{key}": value for key, value in pictures.items()}
     return contents
 
