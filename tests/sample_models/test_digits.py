@@ -36,7 +36,7 @@ def test_pixels_are_whole_numbers_up_to_255() -> None:
 
     assert pixels.shape == (397, 1, 32, 32)
     assert torch.equal(pixels, pixels.round())
-    assert (pixels.min(), pixels.max()) == (0, 255)
+    assert (float(pixels.min()), float(pixels.max())) == (0.0, 255.0)
 
 
 def test_normalise_gives_multiples_of_a_128th_on_both_sides_of_zero() -> None:

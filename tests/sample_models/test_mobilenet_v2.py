@@ -58,7 +58,7 @@ def test_load_gives_eval_mode(float_model: nn.Module) -> None:
 def test_input_stub_has_the_camera_scale(float_model: nn.Module) -> None:
     stubs = [module for module in float_model.modules() if isinstance(module, QuantStub)]
 
-    assert [float(stub.scale) for stub in stubs] == [1 / 128]
+    assert [stub.scale for stub in stubs] == [1 / 128]
     assert sum(isinstance(module, DeQuantStub) for module in float_model.modules()) == 1
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from profiler.quant import convert
-from sample_models import pitfalls
+from profiler.quant import QTensor, convert
+from sample_models import digits, pitfalls
 from sample_models.pitfalls import FAULTS, Pitfalls
 from sample_models.train_pitfalls import QUIET_CHANNEL, channel_absmax, outputs_of
 from sample_models.training import WEIGHTS_DIR
@@ -37,6 +37,13 @@ def pixels() -> torch.Tensor:
 
 def logits(model: nn.Module) -> torch.Tensor:
     return logits_of(model, lambda images: images)
+
+
+def output_scale(name: str) -> float:
+    """Scale of a module's output in the faulty network."""
+    scale = calib_model(False).get_submodule(name).get_submodule("activation_post_process").scale
+    assert isinstance(scale, torch.Tensor)
+    return float(scale)
 
 
 def int8_sqnr_db(repaired: bool | frozenset[str]) -> float:
@@ -82,11 +89,15 @@ LEAST_COST_DB = {
 
 
 @pytest.mark.parametrize("fault", LEAST_COST_DB)
-def test_fault_alone_costs_logits_and_accuracy(fault: str) -> None:
-    only = frozenset(FAULTS) - {fault}
+def test_fault_alone_costs_logits(fault: str) -> None:
+    assert int8_sqnr_db(True) - int8_sqnr_db(frozenset(FAULTS) - {fault}) >= LEAST_COST_DB[fault]
 
-    assert int8_sqnr_db(True) - int8_sqnr_db(only) >= LEAST_COST_DB[fault]
-    assert pitfalls.evaluate(calib_model(True)) > pitfalls.evaluate(calib_model(only))
+
+@pytest.mark.parametrize("fault", ["shared_conv", "large_channel"])
+def test_fault_alone_costs_a_point(fault: str) -> None:
+    only = calib_model(frozenset(FAULTS) - {fault})
+
+    assert pitfalls.evaluate(calib_model(True)) - pitfalls.evaluate(only) >= 1.0
 
 
 @pytest.mark.parametrize("fault", LEAST_COST_DB)
@@ -98,16 +109,19 @@ def test_raw_input_is_one_sided_until_repaired() -> None:
     faulty, repaired = network(), network({"raw_input"})
     (raw,), (normalised,) = outputs_of(faulty, faulty.quant, pixels()), outputs_of(repaired, repaired.quant, pixels())
 
-    assert (raw.min(), raw.max()) == (0, 255)
+    assert (float(raw.min()), float(raw.max())) == (0.0, 255.0)
     assert normalised.min() < -0.9
     assert normalised.max() > 0.9
     assert repaired.quant.scale == 1 / 128
 
 
-def test_raw_input_is_stored_with_one_bit_less() -> None:
-    scale = calib_model(False).quant.activation_post_process.scale  # type: ignore[union-attr]
+def test_raw_input_loses_every_second_grey_level_until_repaired() -> None:
+    assert output_scale("quant") == pytest.approx(2.0, rel=0.05)
 
-    assert float(scale) == pytest.approx(2.0, rel=0.05)  # every second grey level is lost
+    stub = calib_model(True).get_submodule("quant")
+    x_fq = outputs_of(calib_model(True), stub, pixels())[0]
+    x = x_fq.dequantize() if isinstance(x_fq, QTensor) else x_fq
+    assert torch.equal(x, digits.normalise(pixels()))
 
 
 def test_shared_conv_serves_ranges_more_than_8_times_apart_until_repaired() -> None:
@@ -130,9 +144,8 @@ def test_large_channel_is_60_times_the_others_until_repaired() -> None:
 def test_large_channel_leaves_less_than_3_codes_per_std() -> None:
     model = network()
     wide = outputs_of(model, model.wide, pixels())[0]
-    scale = calib_model(False).wide.conv.activation_post_process.scale  # type: ignore[union-attr]
 
-    assert float(wide.std() / scale) < 3.0
+    assert float(wide.std()) / output_scale("wide.conv") < 3.0
 
 
 def test_second_consumer_reads_the_convolution_until_repaired() -> None:
@@ -175,8 +188,8 @@ def test_functional_relu_throws_most_of_the_range_away() -> None:
 def test_int8_output_is_fake_quantized_until_repaired() -> None:
     faulty, repaired = logits(calib_model(False)), logits(calib_model(frozenset({"int8_output"})))
 
-    assert len(faulty.unique()) <= 256
-    assert len(repaired.unique()) > 256
+    assert len(torch.unique(faulty)) <= 256
+    assert len(torch.unique(repaired)) > 256
 
 
 def test_prepare_for_qat_trains() -> None:
