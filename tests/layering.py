@@ -38,7 +38,7 @@ EXTERNAL: dict[str, frozenset[str]] = {
     "quant": frozenset({"torch"}),
     "quant.deploy": frozenset({"numpy", "onnx", "onnxruntime"}),
     "store": frozenset({"cattrs"}),
-    "report": frozenset({"pandas", "numpy", "tabulate", "matplotlib", "jinja2", "markupsafe", "bokeh", "itables"}),
+    "report": frozenset({"pandas", "numpy", "tabulate", "matplotlib", "jinja2", "markupsafe", "bokeh"}),
 }
 TYPING_ONLY: dict[str, frozenset[str]] = {"profile_report": frozenset({"pandas"})}
 LAZY = frozenset({"__init__"})  # may import its units under TYPE_CHECKING only, so that `import profiler` stays light

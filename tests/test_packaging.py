@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -114,6 +116,12 @@ def test_makefile_has_the_documented_targets() -> None:
 def test_ci_calls_make_lint_and_make_test_only() -> None:
     lines = (ROOT / ".ci/run").read_text("utf-8").splitlines()
     assert [line.split()[1] for line in lines if line.startswith("make ")] == ["lint", "test"]
+
+
+@pytest.mark.skipif(not os.environ.get("CI"), reason="elsewhere the browser tests are skipped")
+def test_ci_has_a_browser() -> None:
+    assert shutil.which("chromium"), "without Chromium the page is not tested"
+    assert shutil.which("chromedriver")
 
 
 def test_changelog_has_the_version_or_unreleased_changes() -> None:
