@@ -1,4 +1,4 @@
-// Ties the page together: panels, lazy tables and pictures, links to ops, the copy buttons, the hash.
+// Ties the page together: panels, pictures drawn when they come near, links to ops, the copy buttons, the hash.
 const page = {
   tables: new Map(),
   figures: new Set(),
@@ -27,7 +27,7 @@ const page = {
       tab.tabIndex = current ? 0 : -1
     })
     this.panel = panel
-    document.querySelectorAll(`.table[data-panel="${panel}"]`).forEach(root => lazy.observe(root))
+    document.querySelectorAll(`.table[data-panel="${panel}"]`).forEach(root => this.table(panel, root.dataset.table))
     document.querySelectorAll(`.figure[data-panel="${panel}"]`).forEach(root => lazy.observe(root))
   },
 
@@ -58,8 +58,7 @@ const lazy = new IntersectionObserver(entries => {
   for (const {isIntersecting, target} of entries) {
     if (!isIntersecting) continue
     lazy.unobserve(target)
-    if (target.classList.contains("figure")) page.draw(target.dataset.panel)
-    else page.table(target.dataset.panel, target.dataset.table)
+    page.draw(target.dataset.panel)
   }
 }, {rootMargin: "600px"})
 
@@ -122,7 +121,7 @@ window.addEventListener("hashchange", () => page.follow(true))
 window.addEventListener("popstate", () => page.follow(true))
 window.addEventListener("beforeprint", () => {
   document.querySelectorAll(".finding").forEach(item => { item.open = true })
-  document.querySelectorAll(`.table[data-panel="${page.panel}"]`).forEach(root => page.table(root.dataset.panel, root.dataset.table))
+  page.draw(page.panel)
 })
 
 page.follow(true)

@@ -1,7 +1,11 @@
 // Sorts, filters and folds a table whose cells were all written in Python.
 const FIRST_ROWS = 30
 const MORE_ROWS = 200
-const FOLDS = {inherited: "inherited-error", healthy: "healthy", not_compared: "not compared"}
+const FOLDS = {
+  inherited: count => `${count} with inherited error only`,
+  healthy: count => `${count} healthy row${count > 1 ? "s" : ""}`,
+  not_compared: count => `${count} row${count > 1 ? "s" : ""} not compared`,
+}
 const DIRECTIONS = {up: ["↑", "higher is better"], down: ["↓", "lower is better"]}
 
 class Table {
@@ -62,8 +66,8 @@ class Table {
     const [arrow, words] = DIRECTIONS[column.good] ?? ["", ""]
     const button = element("button", {type: "button", title: [column.help, words].filter(Boolean).join(" "), onclick: () => this.nextSort(position)},
       column.title, element("span", {class: "sorted", "aria-hidden": "true"}))
-    const unit = element("small", {}, [column.unit, arrow].filter(Boolean).join(" "))
-    return element("th", {scope: "col", class: column.is_number ? "number" : ""}, button, unit)
+    const below = [column.unit, arrow].filter(Boolean).join(" ")
+    return element("th", {scope: "col", class: column.is_number ? "number" : ""}, button, ...(below ? [element("small", {}, below)] : []))
   }
 
   legend() {
@@ -119,7 +123,7 @@ class Table {
     this.count.textContent = `${rows.length} of ${this.spec.rows.length} rows`
     this.orders.forEach((button, position) => button.setAttribute("aria-pressed", !this.sort && this.spec.orders[position] === this.order))
     for (const {fold, count, button} of this.folds) {
-      button.textContent = `${this.shown.has(fold) ? "Hide" : "Show"} ${count} ${FOLDS[fold]} row${count > 1 ? "s" : ""}`
+      button.textContent = `${this.shown.has(fold) ? "Hide" : "Show"} ${FOLDS[fold](count)}`
       button.setAttribute("aria-expanded", this.shown.has(fold))
     }
     this.heads.forEach((head, position) => {
@@ -142,9 +146,13 @@ class Table {
       const names = [column.is_number && "number", flagged && "flagged", column.is_op && "op"].filter(Boolean).join(" ")
       const text = isMissing(cell) ? missingMark(cellText(cell)) : cellText(cell)
       const content = column.is_op && op >= 0 ? element("a", {href: `#${state.section};op=${this.panel}.${op}`, "data-op": `${this.panel}.${op}`}, text) : text
-      return element("td", {class: colspan > 1 ? "spanned" : names, colspan: colspan > 1 ? colspan : undefined, title: flagged ? `over the limit ${column.limit ?? ""}`.trim() : undefined}, content)
+      return element("td", {class: colspan > 1 ? "spanned" : names, colspan: colspan > 1 ? colspan : undefined, title: flagged ? this.reason(column) : undefined}, content)
     })
     return element("tr", {"data-row": row, class: this.fold(row)}, ...cells)
+  }
+
+  reason(column) {
+    return column.limit === undefined ? "look at this value" : `${column.good === "up" ? "below" : "above"} the limit of ${column.limit}`
   }
 
   // Makes a row visible whatever is folded or filtered, and marks it.

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from bokeh.layouts import column
-from bokeh.models import ColumnDataSource, CustomJS, HoverTool, LogTicker, TapTool
+from bokeh.models import BasicTicker, ColumnDataSource, CustomJS, HoverTool, LogTicker, TapTool
 from bokeh.models.annotations import Span, Title
 from bokeh.models.layouts import LayoutDOM
 from bokeh.plotting import figure
@@ -19,6 +19,8 @@ from profiler.report.limits import Limits
 from profiler.report.numbers import Good, significant
 
 _TOOLS = "pan,box_zoom,wheel_zoom,reset,save"
+_LABELS = {"acc_error": "accumulated", "op_error": "op on the same input", "minimum": "min", "maximum": "max"}
+_LABELS |= {"injected": "injected by the op alone"}
 _PICK_CODE = """
 const picked = cb_data.source.selected.indices
 if (picked.length > 0) {
@@ -98,7 +100,7 @@ def statistic_picture(tensors: Sequence[TensorRecord]) -> LayoutDOM:
 
 def histogram_picture() -> LayoutDOM:
     """Gives an empty chart with the sources `reference`, `test` and `limits`, which the page fills for one op."""
-    plot = _figure("values (bar height: logarithm of the count)", height=240)
+    plot = _figure("values (bar height: logarithm of the count)", is_by_op=False, height=240)
     for name, title, colour in (("reference", "reference", palette.REFERENCE), ("test", "test", palette.TEST)):
         source = ColumnDataSource({"left": [], "right": [], "top": []}, name=name)
         bars = {"left": "left", "right": "right", "top": "top", "bottom": 0, "source": source, "legend_label": title}
@@ -157,11 +159,13 @@ def _numbers(values: Sequence[float | None], is_log: bool = False) -> np.ndarray
         return np.array([value if drawn(value) else math.nan for value in values], dtype=np.float32)
 
 
-def _figure(title: str, **options: Any) -> Any:
+def _figure(title: str, is_by_op: bool = True, **options: Any) -> Any:
     heading = Title(text=title, text_color=palette.INK, text_font_style="normal")
     plot: Any = figure(title=heading, sizing_mode="stretch_width", tools=_TOOLS, active_scroll=None, **options)
     plot.background_fill_color = plot.border_fill_color = None
     plot.outline_line_color = None
+    if is_by_op:
+        plot.xaxis.ticker = BasicTicker(min_interval=1, num_minor_ticks=0)
     if options.get("y_axis_type") == "log":
         plot.yaxis.ticker = LogTicker(mantissas=[1, 2, 5], num_minor_ticks=0, desired_num_ticks=4)
     plot.toolbar.logo = None
@@ -175,7 +179,8 @@ def _figure(title: str, **options: Any) -> Any:
     return plot
 
 
-def _points(plot: Any, source: ColumnDataSource, name: str, colour: str, marker: str, label: str, size: int = 7) -> Any:
+def _points(plot: Any, source: ColumnDataSource, name: str, colour: str, marker: str, label: str, size: int = 0) -> Any:
+    size = size or (7 if len(source.data["x"]) < 300 else 4)
     options = {"color": colour, "marker": marker, "size": size, "alpha": 0.85, "legend_label": label}
     renderer = plot.scatter("x", name, source=source, nonselection_alpha=0.5, **options)
     _style_legend(plot)
@@ -183,11 +188,13 @@ def _points(plot: Any, source: ColumnDataSource, name: str, colour: str, marker:
 
 
 def _lines(plot: Any, source: ColumnDataSource, names: Sequence[str], colours: Sequence[str]) -> None:
-    tips = [("name", "@name"), ("type", "@type"), *((name, f"@{name}_text") for name in names)]
+    tips = [("name", "@name"), ("type", "@type"), *((_LABELS.get(name, name), f"@{name}_text") for name in names)]
     renderers = []
     for name, colour in zip(names, colours, strict=False):
-        plot.line("x", name, source=source, color=colour, legend_label=name, alpha=0.8)
-        renderers.append(plot.scatter("x", name, source=source, color=colour, size=4, legend_label=name))
+        plot.line("x", name, source=source, color=colour, legend_label=_LABELS.get(name, name), alpha=0.8)
+        renderers.append(
+            plot.scatter("x", name, source=source, color=colour, size=4, legend_label=_LABELS.get(name, name))
+        )
     plot.add_tools(HoverTool(renderers=renderers, tooltips=tips))
     _style_legend(plot)
 

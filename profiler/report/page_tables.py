@@ -56,7 +56,7 @@ def statistic_table(tensors: tuple[TensorRecord, ...], rows_of_ops: dict[str, in
         table.folds.append(SHOWN)
         table.ops.append(rows_of_ops.get(tensor.name, -1))
         if tensor.stats.num_nan or tensor.stats.num_inf:
-            table.flags += [(len(table.rows) - 1, column) for column in (4, 5, 6, 7)]
+            table.flags.append((len(table.rows) - 1, 3))
     by_range = ranked(len(tensors), lambda row: range_rank(tensors[row]))
     table.orders = (Order("range", "by range", by_range), MODEL_ORDER)
     return table
@@ -160,8 +160,14 @@ def _statistic_cells(tensor: TensorRecord, texts: Texts) -> list[Cell]:
     ]
     no_scale = "one scale per channel" if tensor.scale else "not quantized"
     scale = texts.number(single_scale(tensor.scale), _STATISTIC[8], no_scale)
-    head: list[Cell] = [str(tensor.index), *map(texts.shared, (tensor.name, tensor.type_name, tensor.attr))]
+    head: list[Cell] = [str(tensor.index), *map(texts.shared, (tensor.name, tensor.type_name, _attr_text(tensor)))]
     return [*head, *numbers, scale, texts.shared(tensor.dtype)]
+
+
+def _attr_text(tensor: TensorRecord) -> str:
+    stats = tensor.stats
+    broken = [f"{count} {name}" for count, name in ((stats.num_nan, "NaN"), (stats.num_inf, "Inf")) if count]
+    return ": ".join([tensor.attr, ", ".join(broken)]) if broken else tensor.attr
 
 
 def _count_cell(row: CalledCount | None, stage: str, texts: Texts) -> Cell:
