@@ -70,8 +70,11 @@ class Package:
     paths: Mapping[str, Path]
 
     def unit(self, module: str) -> str:
+        """The unit that a module belongs to; `api_steps` is a part of `api`, as `api/steps` would be."""
         parts = module.split(".")
-        return parts[1] if len(parts) > 1 else "__init__"
+        name = parts[1] if len(parts) > 1 else "__init__"
+        prefix = name.split("_")[0]
+        return prefix if name not in ALLOWED and prefix in ALLOWED else name
 
 
 def read_package(folder: Path) -> Package:
@@ -132,8 +135,8 @@ def find_imports(package: Package) -> list[Import]:
     return found
 
 
-def _external_allowed(module: str, is_typing: bool) -> frozenset[str]:
-    parts = module.split(".")[1:] or ["__init__"]
+def _external_allowed(package: Package, module: str, is_typing: bool) -> frozenset[str]:
+    parts = [package.unit(module), *module.split(".")[2:]]
     prefixes = [".".join(parts[:i]) for i in range(1, len(parts) + 1)]
     allowed = frozenset[str]().union(*(EXTERNAL.get(prefix, frozenset()) for prefix in prefixes))
     return allowed | TYPING_ONLY.get(parts[0], frozenset()) if is_typing else allowed
@@ -162,7 +165,7 @@ def check_arrows(package: Package) -> list[str]:
         message: str | None = None
         if top == package.name:
             message = _check_inside(package, item)
-        elif top not in sys.stdlib_module_names and top not in _external_allowed(item.importer, item.is_typing):
+        elif top not in sys.stdlib_module_names and top not in _external_allowed(package, item.importer, item.is_typing):
             message = f"{package.unit(item.importer)} may not import {top}"
         if message:
             problems.append(f"{item.importer}:{item.line}: {message}")
