@@ -60,7 +60,7 @@ def error_chart(comparison: Comparison, limits: Limits) -> bytes:
         lower.set_yscale("log")
         lower.yaxis.set_minor_locator(NullLocator())
     _plot(lower, [value or None for value in op_error], "op error on the same input", palette.INJECTED, "D")
-    lower.axhline(limits.op_error_scales, color=palette.LIMIT, linestyle="--", linewidth=1)
+    lower.axhline(limits.atol_scales, color=palette.LIMIT, linestyle="--", linewidth=1)
     _label(lower, "output scales, lower is better")
     lower.set_xlabel("op, in forward order")
     return _png(figure)

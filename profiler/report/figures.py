@@ -46,9 +46,7 @@ def error_picture(comparison: Comparison, findings: Sequence[Finding], limits: L
     ]
     culprits = _points(upper, source, "culprit", palette.CULPRIT, "triangle", "op with a finding", size=13)
     upper.add_layout(Span(location=limits.sqnr_db, dimension="width", line_color=palette.LIMIT, line_dash="dashed"))
-    lower.add_layout(
-        Span(location=limits.op_error_scales, dimension="width", line_color=palette.LIMIT, line_dash="dashed")
-    )
+    lower.add_layout(Span(location=limits.atol_scales, dimension="width", line_color=palette.LIMIT, line_dash="dashed"))
     for plot, renderers in ((upper, [marks[0], marks[1], culprits]), (lower, [marks[2]])):
         plot.add_tools(HoverTool(renderers=renderers, tooltips=_ERROR_TIPS, point_policy="snap_to_data"))
         plot.add_tools(TapTool(renderers=renderers, callback=CustomJS(code=_PICK_CODE)))

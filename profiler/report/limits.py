@@ -14,7 +14,7 @@ class Limits:
 
     sqnr_db: float = 20.0
     cosine: float = 0.995
-    op_error_scales: float = 5.0
+    atol_scales: float = 5.0
 
     @classmethod
     def of(cls, metrics: Sequence[MetricInfo]) -> Limits:

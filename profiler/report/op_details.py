@@ -54,7 +54,7 @@ def op_details(layers: Sequence[LayerRecord], findings: Sequence[Finding], texts
 def _facts(layer: LayerRecord, texts: Texts) -> list[Cell]:
     scale = scale_reason(layer)
     weight = _weight_cell(layer.weight_qparams, texts)
-    dtype = texts.shared(layer.qparams.dtype) if layer.qparams else texts.missing(scale)
+    dtype = texts.shared(_dtype_text(layer.qparams)) if layer.qparams else texts.missing(scale)
     single = layer.qparams.scale[0] if layer.qparams and len(layer.qparams.scale) == 1 else None
     bounds = _range_text(layer.qparams) if layer.qparams and single is not None else ""
     head: list[Cell] = [
@@ -98,6 +98,11 @@ def _weight_cell(params: QuantParams | None, texts: Texts) -> Cell:
         return texts.missing("no quantized weight")
     scale = f"scale {significant(params.scale[0])}" if len(params.scale) == 1 else f"{len(params.scale)} scales"
     return texts.shared(f"{params.dtype}, {scale}")
+
+
+def _dtype_text(params: QuantParams) -> str:
+    notes = ["not calibrated"] if not params.is_calibrated else ["fixed scale"] if params.is_fixed else []
+    return ", ".join([params.dtype, *notes])
 
 
 def _range_text(params: QuantParams) -> str:

@@ -28,7 +28,7 @@ _INJECTED = frozenset({3, 9})  # the columns of what the op itself adds
 
 def similarity_columns(limits: Limits) -> tuple[Column, ...]:
     """Gives the columns."""
-    sqnr, cosine, op_error, steps = limits.sqnr_db, limits.cosine, limits.op_error_scales, "output scales"
+    sqnr, cosine, op_error, steps = limits.sqnr_db, limits.cosine, limits.atol_scales, "output scales"
     return (
         Column("#", "Position in forward order.", is_number=True),
         Column("Op", "Name of the op; (i) is call i + 1 of a shared module.", is_op=True),
@@ -92,6 +92,8 @@ def scale_reason(layer: LayerRecord) -> str:
         return missing_reason(layer)
     if layer.qparams is None:
         return "the output is not quantized"
+    if not layer.qparams.is_calibrated:
+        return "not calibrated"
     return "one scale per channel" if layer.qparams.is_per_channel else "no scale was found"
 
 
@@ -101,7 +103,7 @@ def _values(layer: LayerRecord) -> dict[int, float | None]:
         3: own.sqnr_db if own else None,
         4: pair.sqnr_db if pair else None,
         5: pair.cosine if pair else None,
-        6: qscale(layer),
+        6: qscale(layer) if layer.qparams and layer.qparams.is_calibrated else None,
         7: pair.atol if pair else None,
         8: pair.atol_scales if pair else None,
         9: own.atol_scales if own else None,

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -172,8 +173,18 @@ def test_similarity_table_missing_value_gives_reason(main: Comparison) -> None:
     assert reason(8, 4) == "uncalled: the module did not run in either forward"
 
 
+def test_similarity_table_uncalibrated_scale_is_never_shown_as_a_number(main: Comparison) -> None:
+    params = main.layers[0].qparams
+    assert params is not None
+    layer = replace(main.layers[0], qparams=replace(params, scale=(1.0,), is_calibrated=False))
+    texts = Texts()
+    table = similarity_table(replace(main, layers=(layer,)), (), Limits(), texts)
+
+    assert table.rows[0][6] == texts.missing("not calibrated")
+
+
 def test_limits_come_from_the_metrics() -> None:
-    assert Limits.of((*METRICS, MetricInfo("op_error_scales", "output scales", False, 7.0, ""))) == Limits(20, 0.995, 7)
+    assert Limits.of((*METRICS, MetricInfo("atol_scales", "scales", False, 7.0, ""))) == Limits(20, 0.995, 7)
     assert Limits.of(()) == Limits()
 
 
