@@ -109,7 +109,8 @@ class FakeQuantGemm(Gemm):
         module._buffers.clear()
         codes = quantize(weight.detach(), weight_fake_quant.scale, weight_fake_quant.info, weight_fake_quant.ch_axis)
         scale = weight_fake_quant.scale.detach().clone()
-        module.take(codes, scale.expand(codes.shape[0]), bias, self.activation_post_process)
+        dtype = weight_fake_quant.dtype
+        module.take(codes, scale.expand(codes.shape[0]), dtype, bias, self.activation_post_process)
         return module
 
 
@@ -158,10 +159,14 @@ class IntegerGemm(Gemm):
 
     out_scale: Tensor | None
     weight_scale: Tensor
+    weight_dtype: str
 
-    def take(self, codes: Tensor, weight_scale: Tensor, bias: Tensor | None, output: FakeQuantize | None) -> None:
-        """Set weight codes `[C, ...]`, their scale `[C]`, the float bias `[C]` and the output's quantization."""
+    def take(
+        self, codes: Tensor, weight_scale: Tensor, weight_dtype: str, bias: Tensor | None, output: FakeQuantize | None
+    ) -> None:
+        """Set weight codes `[C, ...]` with scale `[C]` and dtype, the float bias `[C]`, the output's quantization."""
         self._plans = _Plans()
+        self.weight_dtype = weight_dtype
         self.register_buffer("weight", codes)
         self.register_buffer("weight_scale", weight_scale.contiguous())
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
@@ -175,14 +180,14 @@ class IntegerGemm(Gemm):
         acc = self.gemm(x.plain.to(plan.carrier), plan.weight, plan.bias)
         axis = self.out_axis(acc)
         if plan.other_multiplier is not None:
-            scaled = to_plain(other).to(plan.carrier) * along_axis(plan.other_multiplier, acc.dim(), axis)
-            acc = acc + round_half_even(scaled)
+            scaled = to_plain(other).to(torch.float32) * along_axis(plan.other_multiplier, acc.dim(), axis)
+            acc = acc + round_half_even(scaled).to(plan.carrier)
         if self.epilogue.activation:
             acc = acc.clamp_min_(0)
         return self._output(acc, plan, axis)
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, weight=int8{list(self.weight.shape)}, out={self.out_dtype}"
+        return f"{super().extra_repr()}, weight={self.weight_dtype[1:]}{list(self.weight.shape)}, out={self.out_dtype}"
 
     def _output(self, acc: Tensor, plan: _Plan, axis: int) -> Tensor:
         limit = None
@@ -222,7 +227,7 @@ class IntegerGemm(Gemm):
             bias=None if bias_q is None else bias_q.to(carrier),
             acc_scale=acc_scale,
             carrier=carrier,
-            other_multiplier=None if multiplier is None else multiplier.to(carrier),
+            other_multiplier=None if multiplier is None else multiplier.to(torch.float32),
         )
 
     def _weight_that_fits_bias(self, x_scale: Tensor) -> tuple[Tensor, Tensor]:
@@ -234,7 +239,12 @@ class IntegerGemm(Gemm):
             return self.weight, self.weight_scale
         coarser = torch.maximum(self.weight_scale, least)
         real = self.weight.double() * along_axis(self.weight_scale.double(), self.weight.dim(), 0)
-        return quantize(real, coarser.double(), qinfo("qint8"), 0), coarser
+        return quantize(real, coarser.double(), qinfo(self.weight_dtype), 0), coarser
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        """Load, and forget the plans that were made from the former weights."""
+        super()._load_from_state_dict(*args)
+        self._plans = _Plans()
 
 
 def fold_batch_norm(weight: Tensor, bias: Tensor | None, norm: Any) -> tuple[Tensor, Tensor]:
