@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
@@ -20,7 +21,7 @@ _POOL = "max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2
 _DROPOUT = "dropout dropout2d feature_dropout alpha_dropout".split()
 
 
-@handles("relu", *_SHAPE, *_POOL, *_DROPOUT)
+@handles("relu", "max_pool2d", *_SHAPE, *_DROPOUT)
 def keep_scale(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run on the values or codes and give each tensor result the scale of the first QTensor argument."""
     source = first_qtensor([args, kwargs])
@@ -28,6 +29,17 @@ def keep_scale(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str
     if source is None:
         return result
     return tree_map(lambda t: source.like(t) if isinstance(t, Tensor) else t, result)
+
+
+@handles(*(name for name in _POOL if name != "max_pool2d"))
+def max_pool(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Max pools that torch has for float only: float32 carries int8 and int16 codes exactly."""
+    source = first_qtensor([args, kwargs])
+    if source is None or not source.holds_codes:
+        return keep_scale(func, args, kwargs)
+    carried = source.like(source.plain.to(torch.float32))
+    result = keep_scale(func, *tree_map(lambda v: carried if v is source else v, (args, kwargs)))
+    return source.like(result.plain.to(source.plain.dtype))
 
 
 @handles("pad")
