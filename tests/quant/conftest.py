@@ -1,0 +1,21 @@
+"""Every test of the core starts with the same march, policy and seed, and leaves no torch function mode behind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch.overrides import _get_current_function_mode_stack
+
+from profiler.quant import set_march
+from profiler.quant.policy import state_policy
+
+
+@pytest.fixture(autouse=True)
+def _same_start() -> Iterator[None]:
+    set_march("bayes")
+    torch.manual_seed(0)
+    with state_policy("error"):
+        yield
+    assert _get_current_function_mode_stack() == [], "a torch function mode was left active"

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from profiler.errors import UnsupportedOpError
+from profiler.quant import QTensor
+from tests.quant.op_forms import codes, on_grid, quantized
+
+POOLS_2D: dict[str, Any] = {
+    "plain": nn.MaxPool2d(2),
+    "padded": nn.MaxPool2d(3, 2, 1),
+    "dilated": nn.MaxPool2d(2, 1, dilation=2),
+    "ceil": nn.MaxPool2d(2, 2, ceil_mode=True),
+    "function": lambda x: F.max_pool2d(x, 3, stride=1, padding=1),
+    "adaptive": nn.AdaptiveMaxPool2d((2, 3)),
+    "adaptive_function": lambda x: F.adaptive_max_pool2d(x, 1),
+}
+POOLS_1D: dict[str, Any] = {"plain": nn.MaxPool1d(2), "function": lambda x: F.max_pool1d(x, 3, 1, 1),
+                            "adaptive_function": lambda x: F.adaptive_max_pool1d(x, 4)}  # fmt: skip
+
+
+def assert_keeps_codes(pool: Any, x_q: torch.Tensor, dtype: str) -> None:
+    y = pool(quantized(x_q, 0.3, dtype))
+    expected = pool(x_q.double()).to(x_q.dtype)
+    assert isinstance(y, QTensor)
+    assert y.plain.dtype == x_q.dtype
+    assert torch.equal(y.plain, expected)
+    assert torch.equal(pool(on_grid(x_q, 0.3, dtype)).int_repr(), expected)
+
+
+@pytest.mark.parametrize("name", POOLS_2D)
+@pytest.mark.parametrize("dtype", ["qint8", "qint16"])
+def test_max_pool_2d_integer_form_is_the_largest_code(name: str, dtype: str) -> None:
+    assert_keeps_codes(POOLS_2D[name], codes((2, 3, 9, 7), dtype=dtype), dtype)
+
+
+@pytest.mark.parametrize("name", POOLS_1D)
+@pytest.mark.parametrize("dtype", ["qint8", "qint16"])
+def test_max_pool_1d_integer_form_is_the_largest_code(name: str, dtype: str) -> None:
+    assert_keeps_codes(POOLS_1D[name], codes((2, 3, 9), dtype=dtype), dtype)
+
+
+def test_max_pool_padding_of_least_codes_is_not_seen() -> None:
+    x_q = torch.full((1, 1, 4, 4), -128, dtype=torch.int8)
+    assert bool((F.max_pool2d(quantized(x_q, 0.3), 3, 1, 1).plain == -128).all())
+
+
+def test_max_pool_indices_are_refused_by_name() -> None:
+    with pytest.raises(UnsupportedOpError, match="max_pool2d_with_indices is not implemented for QTensor"):
+        F.max_pool2d(quantized(codes((1, 2, 6, 6)), 0.3), 2, return_indices=True)
