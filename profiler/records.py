@@ -332,6 +332,27 @@ class StageMetric:
 
 
 @dataclass(frozen=True)
+class StateRecord:
+    """Fake-quant state of the prepared model as the user gave it: what the state findings read.
+
+    `events` are (state, root training) of each `set_fake_quantize` call. `observed_calibration` and `observed_qat` are the
+    largest number of batches that one activation fake quant observed in that state.
+    """
+
+    purpose: str = ""
+    root_training: bool = False
+    events: tuple[tuple[str, bool], ...] = ()
+    num_activations: int = 0
+    uncalibrated: tuple[str, ...] = ()
+    num_fake_quant_on: int = 0
+    num_observer_on: int = 0
+    num_training: int = 0
+    observed_calibration: int = 0
+    observed_qat: int = 0
+    has_backward_run: bool = False
+
+
+@dataclass(frozen=True)
 class Effect:
     """What a qconfig entry did to one op: the dtype that was asked for, the actual one, and why they differ."""
 
@@ -354,6 +375,7 @@ class ReportData:
     metrics: tuple[MetricInfo, ...] = ()
     stage_metrics: tuple[StageMetric, ...] = ()
     effects: tuple[Effect, ...] = ()
+    state: StateRecord | None = None
     journal: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
     arguments: dict[str, str] = field(default_factory=dict)

@@ -1,0 +1,1 @@
+"""Metrics of tensors and pairs of tensors, as sums that merge over batches."""

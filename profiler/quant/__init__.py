@@ -1,11 +1,13 @@
 """The quantization core: prepare, calibrate, train, convert."""
 
 from profiler.quant import ops as _ops
-from profiler.quant.affine import qint4, qint8, qint16, qint32, qinfo
+from profiler.quant.affine import qinfo, qint4, qint8, qint16, qint32
 from profiler.quant.eager.convert import convert
 from profiler.quant.eager.fuse import fuse_known_modules, fuse_modules
 from profiler.quant.eager.prepare import prepare_qat
 from profiler.quant.fake_quant import FakeQuantize
+from profiler.quant.fx.fuse import FuseMode
+from profiler.quant.fx.prepare import convert_fx, fuse_fx, prepare_qat_fx
 from profiler.quant.march import March, get_march, set_march
 from profiler.quant.observers import (
     FixedScaleObserver,
@@ -38,5 +40,3 @@ from profiler.quant.qconfig import (
 from profiler.quant.qtensor import QTensor
 from profiler.quant.states import FakeQuantState, set_fake_quantize
 from profiler.quant.stubs import DeQuantStub, QuantStub
-from profiler.quant.fx.fuse import FuseMode
-from profiler.quant.fx.prepare import convert_fx, fuse_fx, prepare_qat_fx

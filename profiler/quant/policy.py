@@ -27,17 +27,22 @@ def set_state_policy(policy: str) -> None:
 
 @contextmanager
 def state_policy(policy: str) -> Iterator[None]:
-    """The policy inside a with block; the former one comes back, also after an error."""
+    """The policy inside a with block, "ignore" among them; the former one comes back, also after an error."""
+    global _policy
     former = _policy
-    set_state_policy(policy)
+    if policy == "ignore":
+        _policy = policy
+    else:
+        set_state_policy(policy)
     try:
         yield
     finally:
-        set_state_policy(former)
+        _policy = former
 
 
 def complain(error: type[ProfilerError], message: str) -> None:
-    """Raise the error, or log it, as the policy says."""
+    """Raise the error, log it, or say nothing, as the policy says."""
     if _policy == "error":
         raise error(message)
-    _LOGGER.warning(message)
+    if _policy == "warn":
+        _LOGGER.warning(message)

@@ -68,7 +68,7 @@ class FakeQuantBatchNorm(_ChannelProduct, FakeQuantGemm):
         return super().to_integer()
 
     def batch_norm(self, x: Tensor) -> Tensor:
-        """torch's own batch norm, with its update of the running statistics."""
+        """Torch's own batch norm, with its update of the running statistics."""
         raise NotImplementedError
 
 

@@ -19,7 +19,7 @@ _CARRIER = torch.float64  # sums of int16 codes over any window stay far below 2
 
 def avg_pool2d_codes(
     out: OutputQuant,
-    input: QTensor,  # noqa: A002 - torch's own keyword
+    input: QTensor,
     kernel_size: Any,
     stride: Any = None,
     padding: Any = 0,
@@ -47,7 +47,7 @@ def avg_pool2d_codes(
     return out.wrap(requantize(sums, (share * (input.scale.double() / out.scale.double())).float(), out.info))
 
 
-def adaptive_avg_pool2d_codes(out: OutputQuant, input: QTensor, output_size: Any) -> QTensor:  # noqa: A002
+def adaptive_avg_pool2d_codes(out: OutputQuant, input: QTensor, output_size: Any) -> QTensor:
     """Codes of an adaptive average pool; windows may differ in size.
 
     Args:
@@ -61,7 +61,7 @@ def adaptive_avg_pool2d_codes(out: OutputQuant, input: QTensor, output_size: Any
     return out.wrap(requantize(sums, (input.scale.double() / out.scale.double() / areas).float(), out.info))
 
 
-def mean_codes(out: OutputQuant, input: QTensor, dim: Any = None, keepdim: bool = False, **_: Any) -> QTensor:  # noqa: A002
+def mean_codes(out: OutputQuant, input: QTensor, dim: Any = None, keepdim: bool = False, **_: Any) -> QTensor:
     """Codes of a mean over `dim` (a number, several, or None for all)."""
     x = input.plain
     dims = tuple(range(x.dim())) if dim is None else tuple([dim] if isinstance(dim, int) else dim)
@@ -87,7 +87,7 @@ def _bind_avg_pool2d(module: nn.AvgPool2d) -> dict[str, Any]:
     return {name: getattr(module, name) for name in names}
 
 
-def _mean_float(input: Tensor, dim: Any = None, keepdim: bool = False, **kwargs: Any) -> Tensor:  # noqa: A002
+def _mean_float(input: Tensor, dim: Any = None, keepdim: bool = False, **kwargs: Any) -> Tensor:
     return torch.mean(input, dim, keepdim, **kwargs) if dim is not None else torch.mean(input, **kwargs)
 
 

@@ -92,6 +92,11 @@ def spec_of_function(name: str) -> OpSpec | None:
     return _BY_FUNCTION.get(name)
 
 
+def spec_of_class(cls: type) -> OpSpec | None:
+    """Operator registered for exactly this class, or None."""
+    return _BY_MODULE.get(cls)
+
+
 def spec_of_module(module: nn.Module) -> OpSpec | None:
     """Operator of a float module, or None. Subclasses count only where they do not override `forward`."""
     cls = type(module)

@@ -14,14 +14,14 @@ from profiler.quant.qtensor import QTensor
 from profiler.quant.requantize import requantize
 
 
-def relu6_codes(out: OutputQuant, input: QTensor, inplace: bool = False) -> QTensor:  # noqa: A002 - torch's keyword
+def relu6_codes(out: OutputQuant, input: QTensor, inplace: bool = False) -> QTensor:
     """Codes of min(max(x, 0), 6): requantized, at least 0, at most `round(6 / s_y)`."""
     limit = round_half_even(6.0 / out.scale)
     codes = requantize(input.plain, input.scale / out.scale, out.info, limit=limit)
     return out.wrap(codes.clamp_min_(0))
 
 
-def _relu6_float(input: Tensor, inplace: bool = False, **_: Any) -> Tensor:  # noqa: A002 - torch's keyword
+def _relu6_float(input: Tensor, inplace: bool = False, **_: Any) -> Tensor:
     return F.relu6(input)
 
 

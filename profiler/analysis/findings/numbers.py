@@ -1,0 +1,175 @@
+"""RG: range against resolution of single tensors."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+
+from profiler.analysis.context import SCALE_KEEPING, Context
+from profiler.analysis.findings.registry import rule
+from profiler.records import Evidence, Finding, LayerRecord, Patch, QuantError, Severity
+
+_COARSE_W, _COARSE_E = 3.0, 1.0
+_CLIPPED_W_DB, _CLIPPED_E_DB = 30.0, 20.0
+_SIZE_FACTOR, _SIZE_TOP = 16.0, 5
+_COARSE_CHANNELS_RATIO = 0.25
+
+
+@rule("RG1")
+def too_few_codes(context: Context) -> Iterator[Finding]:
+    """The range is so much wider than the bulk of the values that few codes are left for them."""
+    found = set()
+    for layer, error in _int8_layers(context):
+        if error.is_clipped or not _varies(layer) or error.codes_per_std >= _COARSE_W or layer.op_name in found:
+            continue
+        found.add(layer.op_name)
+        severity: Severity = "E" if error.codes_per_std < _COARSE_E else "W"
+        yield _finding(
+            "RG1",
+            layer,
+            severity,
+            f"One standard deviation spans only {error.codes_per_std:.2g} int8 codes",
+            "Add a BatchNorm behind the op, a ReLU6, or weight decay, so that the range fits the values; if it has them, give the "
+            "op int16 in the calib and the QAT qconfig.",
+            (
+                Evidence("codes per standard deviation", error.codes_per_std, "codes", "3 (W), 1 (E)"),
+                *_range_evidence(layer),
+            ),
+            _int16_patch(layer),
+        )
+    yield from _largest(context, found)
+
+
+@rule("RG2")
+def clipped(context: Context) -> Iterator[Finding]:
+    """More energy is lost to clipping than to rounding."""
+    found = set()
+    for layer, error in _int8_layers(context):
+        is_truncation = error.is_clipped and error.codes_per_std >= _COARSE_W and error.sqnr_db < _CLIPPED_W_DB
+        if not is_truncation or layer.op_name in found or layer.reference_output is None or layer.qparams is None:
+            continue
+        found.add(layer.op_name)
+        half_range = (layer.qparams.quant_max - layer.qparams.quant_min) / 2
+        scale = layer.reference_output.absmax / half_range
+        yield _finding(
+            "RG2",
+            layer,
+            "E" if error.sqnr_db < _CLIPPED_E_DB else "W",
+            f"The scale cuts off {100 * error.clip_ratio:.3g} % of the values",
+            f"Set fixed scale {scale:.6g} (the reference's range), calibrate with more data (50-100 images), or change the observer "
+            "from percentile to mse or min_max.",
+            (
+                Evidence("own SQNR", error.sqnr_db, "dB", "30 (W), 20 (E)"),
+                Evidence("clip energy / rounding energy", error.clip_energy / max(error.rounding_energy, 1e-300), "x", "1"),
+                Evidence("values cut off", 100 * error.clip_ratio, "%"),
+                *_range_evidence(layer),
+            ),
+            Patch(
+                "fixed_scale",
+                layer.op_name,
+                f"model.get_submodule({layer.op_name!r}).qconfig = get_default_qconfig(\n"
+                f'    activation_qkwargs={{"observer": FixedScaleObserver, "scale": {scale:.6g}, "dtype": "{layer.qparams.dtype}"}}\n'
+                ")   # before prepare",
+                {"scale": scale},
+            ),
+        )
+
+
+@rule("RG7")
+def uneven_channels(context: Context) -> Iterator[Finding]:
+    """One wide channel sets the scale, and many of the others span only a few codes."""
+    found = set()
+    for layer, _ in _int8_layers(context):
+        channels = layer.test_output.channels if layer.test_output is not None else None
+        if channels is None or channels.num_live < 4 or layer.op_name in found or channels.absmax_median <= 0:
+            continue
+        share = channels.num_coarse / channels.num_live
+        spread = channels.absmax_max / channels.absmax_median
+        if share <= _COARSE_CHANNELS_RATIO or spread < 8:
+            continue
+        found.add(layer.op_name)
+        yield _finding(
+            "RG7",
+            layer,
+            "W",
+            f"Channel {channels.widest_channel} is {spread:.3g}x as wide as the median channel and sets the scale of all",
+            "Add a BatchNorm behind the op, or move the channel's gain into the next layer's weights (cross-layer equalization); else "
+            "give the op int16.",
+            (
+                Evidence("channels whose std spans < 3 codes", 100 * share, "%", "25 %"),
+                Evidence("widest / median channel", spread, "x", "8"),
+                Evidence("live channels", channels.num_live, f"of {channels.num_channels}"),
+                *_range_evidence(layer),
+            ),
+            _int16_patch(layer),
+        )
+
+
+def _int8_layers(context: Context) -> Iterator[tuple[LayerRecord, QuantError]]:
+    """Compared op calls with an int8 scale of their own; stubs are judged by the input rules."""
+    for layer in context.layers:
+        is_int8 = layer.qparams is not None and layer.qparams.dtype == "qint8" and layer.qparams.is_calibrated
+        if is_int8 and layer.quant_error is not None and layer.kind not in {*SCALE_KEEPING, "quant_stub"}:
+            yield layer, layer.quant_error
+
+
+def _largest(context: Context, found: set[str]) -> Iterator[Finding]:
+    """Information: outputs far larger than the others. Size alone is no loss, quantization is scale invariant."""
+    sizes = {x.op_name: x.reference_output.absmax for x in context.layers if x.reference_output is not None}
+    if len(sizes) <= _SIZE_TOP:
+        return
+    limit = _SIZE_FACTOR * statistics.median(sizes.values())
+    top = sorted(sizes, key=lambda name: -sizes[name])[:_SIZE_TOP]
+    for layer, _ in _int8_layers(context):
+        if layer.call == 0 and layer.op_name in top and layer.op_name not in found and sizes[layer.op_name] > limit:
+            yield _finding(
+                "RG1",
+                layer,
+                "I",
+                "One of the largest ranges of the network",
+                "Size alone is no loss, but look at it: a missing BatchNorm or weight decay shows here first.",
+                (Evidence("absmax", sizes[layer.op_name], "", f"{limit:.4g} (16 x median)"),),
+                None,
+            )
+
+
+def _finding(
+    rule_id: str,
+    layer: LayerRecord,
+    severity: Severity,
+    title: str,
+    advice: str,
+    evidence: tuple[Evidence, ...],
+    patch: Patch | None,
+) -> Finding:
+    return Finding(
+        id=rule_id,
+        title=title,
+        severity=severity,
+        op=layer.op_name,
+        advice=advice,
+        cost="C",
+        evidence=evidence,
+        source=layer.source,
+        patch=patch,
+    )
+
+
+def _varies(layer: LayerRecord) -> bool:
+    return layer.reference_output is not None and layer.reference_output.var > 0
+
+
+def _range_evidence(layer: LayerRecord) -> tuple[Evidence, ...]:
+    stats = layer.reference_output
+    if stats is None or layer.qparams is None:
+        return ()
+    return (
+        Evidence("largest magnitude", stats.absmax),
+        Evidence("standard deviation", stats.std),
+        Evidence("scale", layer.qparams.scale[0]),
+    )
+
+
+def _int16_patch(layer: LayerRecord) -> Patch:
+    code = f"model.get_submodule({layer.op_name!r}).qconfig = default_calib_16bit_fake_quant_qconfig   # before prepare"
+    return Patch("int16", layer.op_name, code, {"dtype": "qint16"})

@@ -1,0 +1,95 @@
+"""Arguments of a run, checked before anything takes time."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from profiler.errors import ModelError, ReportError
+from profiler.quant.march import March, get_march, parse_march, set_march
+
+DEFAULT_OUT_DIR = "profiler_out"
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the caller of `model_profiler` chose."""
+
+    out_dir: Path
+    march: str | None = None
+    qconfig_dict: dict[str, Any] | None = None
+    batch_process_func: Callable[[Any], Any] | None = None
+    evaluate: Callable[[nn.Module], float] | None = None
+    num_batches: int = 32
+    make_zip: bool = True
+    progress: Progress | None = None
+
+    def tell(self, step: str, done: int, total: int) -> None:
+        """Report progress, if anybody listens."""
+        if self.progress is not None:
+            self.progress(step, done, total)
+
+    def arguments(self) -> dict[str, str]:
+        """The arguments as text for the report."""
+        return {
+            "march": str(self.march),
+            "num_batches": str(self.num_batches),
+            "qconfig_dict": "default" if self.qconfig_dict is None else repr(self.qconfig_dict),
+            "evaluate": getattr(self.evaluate, "__qualname__", str(self.evaluate)),
+            "batch_process_func": getattr(self.batch_process_func, "__qualname__", str(self.batch_process_func)),
+        }
+
+
+@contextmanager
+def chosen_march(march: str | None) -> Iterator[str]:
+    """The march of a run: the caller's, else the one that is set, else BAYES; gives a note. The former one comes back."""
+    former = get_march()
+    chosen = parse_march(march) if march is not None else former or March.BAYES
+    note = "" if march is not None or former is not None else "no march was set: bayes is assumed"
+    set_march(chosen)
+    try:
+        yield note
+    finally:
+        if former is not None:
+            set_march(former)
+
+
+def require_writable(out_dir: Path) -> None:
+    """Find out before a long run that the report can be written.
+
+    Raises:
+        ReportError: the folder cannot be made or written.
+    """
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out_dir):
+            pass
+    except OSError as error:
+        raise ReportError(
+            f"out_dir {str(out_dir)!r} cannot be written ({error.strerror or error}); pass another out_dir, or make it writable"
+        ) from error
+
+
+def require_finite_weights(model: nn.Module) -> None:
+    """Refuse a model with NaN or Inf in its parameters or buffers.
+
+    Raises:
+        ModelError: names the tensors and how many of their values are bad.
+    """
+    bad = []
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            bad.append(f"{name}: {int((~torch.isfinite(tensor)).sum())} of {tensor.numel()} values")
+    if bad:
+        raise ModelError(
+            f"{type(model).__name__} has NaN or Inf in its weights ({'; '.join(bad[:5])}{' ...' if len(bad) > 5 else ''}); no scale can "
+            "be made from them: load a sound checkpoint"
+        )

@@ -1,0 +1,213 @@
+"""The first form: from one model and data to a report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from profiler.api.options import Options, chosen_march, require_finite_weights, require_writable
+from profiler.api.report_data import write_run
+from profiler.capture.assemble import comparison_record
+from profiler.capture.batches import Batch, take_batches
+from profiler.capture.lockstep import PairRun, run_pair
+from profiler.capture.stage import Stage
+from profiler.capture.state_facts import state_record
+from profiler.errors import DataError, ModelError, NotCalibratedError, PrepareError, ProfilerError, UnsupportedOpError
+from profiler.profile_report import ProfileReport
+from profiler.quant.eager.convert import convert
+from profiler.quant.fx.prepare import LEAVES_ATTRIBUTE, prepare_qat_fx
+from profiler.quant.modules import QuantOp
+from profiler.quant.policy import state_policy
+from profiler.quant.qconfig import default_calib_8bit_fake_quant_qconfig
+from profiler.quant.states import FakeQuantState, named_fake_quants, set_fake_quantize
+from profiler.quant.swap import copy_model
+from profiler.records import StageMetric
+
+
+def profile_model(model: nn.Module, data: Any, options: Options) -> ProfileReport:
+    """Float or prepared model and data to a report; see `model_profiler`."""
+    is_prepared = any(True for _ in named_fake_quants(model))
+    if not is_prepared and _is_converted(model):
+        raise ModelError("the model is a converted (integer) model alone; pass the calib or qat model that it was made from")
+    require_finite_weights(model)
+    batches = take_batches(data, model, options.num_batches, options.batch_process_func)
+    require_writable(options.out_dir)
+    with chosen_march(options.march) as note:
+        run = _profile_prepared if is_prepared else _profile_float
+        return run(model, batches.items, options, (note, *batches.notes))
+
+
+def _profile_float(model: nn.Module, batches: Sequence[Batch], options: Options, notes: tuple[str, ...]) -> ProfileReport:
+    reference = copy_model(model).eval()
+    try_first_batch(reference, batches[0])
+    qconfig_dict = options.qconfig_dict or {"": default_calib_8bit_fake_quant_qconfig}
+    options.tell("prepare", 0, 1)
+    calib = prepare_qat_fx(
+        reference,
+        qconfig_dict,
+        example_inputs=batches[0].positional(reference),
+        high_precision_outputs=options.qconfig_dict is None,
+    ).eval()
+    if not any(True for _ in named_fake_quants(calib)):
+        raise PrepareError(f"{type(model).__name__}: no op of this model has a quantized form, so there is nothing to compare")
+    calibrate(calib, batches, options)
+    was_training = (f"{type(model).__name__} was in training mode: a copy in eval was profiled",) if model.training else ()
+    return _compare_and_write(model, reference, calib, "calib", batches, options, (*notes, *was_training))
+
+
+def _profile_prepared(model: nn.Module, batches: Sequence[Batch], options: Options, notes: tuple[str, ...]) -> ProfileReport:
+    state = state_record(model)
+    reference, test = copy_model(model).eval(), copy_model(model).eval()
+    with state_policy("ignore"):
+        set_fake_quantize(reference, FakeQuantState._FLOAT)
+        set_fake_quantize(test, FakeQuantState.VALIDATION)
+    stage = "qat" if state is not None and state.purpose == "qat" else "calib"
+    note = "float is the same model with fake quant off"
+    return _compare_and_write(model, reference, test, stage, batches, options, (*notes, note), state_of=model)
+
+
+def _compare_and_write(
+    model: nn.Module,
+    reference: nn.Module,
+    test: nn.Module,
+    stage: str,
+    batches: Sequence[Batch],
+    options: Options,
+    notes: tuple[str, ...],
+    state_of: nn.Module | None = None,
+) -> ProfileReport:
+    """FvsQ, convert, QvsQ, metrics on all stages, report."""
+    leaves = frozenset(getattr(test, LEAVES_ATTRIBUTE, ()))
+    first = compare_stages(("float", reference), (stage, test), batches, options, leaves)
+    comparisons = [comparison_record(first, "FvsQ")]
+    more_notes = [*notes, _worst_batch(first)]
+    stages = {"float": reference, stage: test}
+    quantized = _convert(test, more_notes)
+    if quantized is not None:
+        try:
+            second = compare_stages((stage, test), ("quantized", quantized), batches, options, leaves)
+            comparisons.append(comparison_record(second, "QvsQ"))
+            stages["quantized"] = quantized
+        except UnsupportedOpError as error:
+            more_notes.append(f"the converted model does not run, so it was not compared: {error}")
+    return write_run(
+        model,
+        comparisons,
+        options,
+        batches=batches,
+        prepared=test if state_of is None else state_of,
+        state=state_record(model) if state_of is not None else None,
+        stage_metrics=evaluate_stages(stages, options),
+        notes=more_notes,
+    )
+
+
+def calibrate(calib: nn.Module, batches: Sequence[Batch], options: Options) -> None:
+    """Observe all batches, then put the model into VALIDATION."""
+    calib.eval()
+    set_fake_quantize(calib, FakeQuantState.CALIBRATION)
+    with torch.no_grad():
+        for index, batch in enumerate(batches):
+            options.tell("calibrate", index, len(batches))
+            run_forward(calib, batch, "calib", index)
+    options.tell("calibrate", len(batches), len(batches))
+    calib.eval()
+    set_fake_quantize(calib, FakeQuantState.VALIDATION)
+
+
+def try_first_batch(model: nn.Module, batch: Batch) -> None:
+    """Run the float model once, so that data that does not fit is found before anything else.
+
+    Raises:
+        DataError: the forward raises.
+    """
+    with torch.no_grad():
+        run_forward(model, batch, "float", 0)
+
+
+def run_forward(model: nn.Module, batch: Batch, stage: str, index: int) -> Any:
+    """One plain forward.
+
+    Raises:
+        DataError: the first batch fails; ModelError: a later one.
+    """
+    try:
+        return batch.run(model)
+    except ProfilerError:
+        raise
+    except Exception as error:
+        kind = DataError if index == 0 else ModelError
+        raise kind(
+            f"{type(model).__name__} ({stage}), batch {index} ({batch.shapes}): forward raised {type(error).__name__}: {error}; check "
+            "that the batch is what the model expects (shape, dtype, preprocessing), or pass batch_process_func"
+        ) from error
+
+
+def compare_stages(
+    reference: tuple[str, nn.Module],
+    test: tuple[str, nn.Module],
+    batches: Sequence[Batch],
+    options: Options,
+    leaves: frozenset[str] = frozenset(),
+) -> PairRun:
+    """Run two named models in step."""
+    step = f"compare {reference[0]} with {test[0]}"
+    return run_pair(Stage(*reference), Stage(*test), batches, extra_leaves=leaves, progress=options.progress, step=step)
+
+
+def evaluate_stages(stages: dict[str, nn.Module], options: Options) -> tuple[StageMetric, ...]:
+    """The user's metric on each stage.
+
+    Raises:
+        ModelError: `evaluate` raised, or returned no number.
+    """
+    if options.evaluate is None:
+        return ()
+    results = []
+    for index, (name, model) in enumerate(stages.items()):
+        options.tell("evaluate", index, len(stages))
+        results.append(StageMetric(name, _evaluate(options.evaluate, name, model)))
+    options.tell("evaluate", len(stages), len(stages))
+    return tuple(results)
+
+
+def _evaluate(evaluate: Callable[[nn.Module], float], name: str, model: nn.Module) -> float:
+    model.eval()
+    try:
+        with torch.no_grad(), state_policy("ignore"):
+            value = float(evaluate(model))
+    except Exception as error:
+        raise ModelError(
+            f"evaluate raised {type(error).__name__} on the {name} model: {error}; it must take a model and return a number"
+        ) from error
+    finally:
+        model.eval()
+    if math.isnan(value):
+        raise ModelError(f"evaluate returned NaN on the {name} model; expected a number")
+    return value
+
+
+def _convert(test: nn.Module, notes: list[str]) -> nn.Module | None:
+    """The integer model, or None with a note where scales are missing."""
+    try:
+        return convert(test)
+    except NotCalibratedError as error:
+        notes.append(f"not converted: {error}")
+        return None
+
+
+def _worst_batch(run: PairRun) -> str:
+    errors = run.batch_output_error
+    if len(errors) < 2:
+        return ""
+    worst = max(range(len(errors)), key=errors.__getitem__)
+    return f"batch {worst} of {len(errors)} has the largest relative output error ({errors[worst]:.3g}; median {sorted(errors)[len(errors) // 2]:.3g})"
+
+
+def _is_converted(model: nn.Module) -> bool:
+    return any(isinstance(m, QuantOp) and hasattr(m, "out_dtype") for m in model.modules())
+

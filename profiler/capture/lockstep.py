@@ -1,0 +1,259 @@
+"""Runs two stages on the same batches and reduces each pair of outputs to sums, op by op."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from profiler.capture.batches import Batch
+from profiler.capture.hooks import OpCall, Recorder, recording
+from profiler.capture.pairing import Pairing, Partner
+from profiler.capture.stage import OpFacts, Stage, real_values
+from profiler.errors import DataError, ModelError, ProfilerError
+from profiler.metrics.difference import PairSums
+from profiler.metrics.distribution import QuantErrorSums
+from profiler.quant.ops.functional import tensors_in
+from profiler.quant.policy import state_policy
+from profiler.quant.qtensor import QTensor
+from profiler.records import Status
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass
+class OpPair:
+    """Sums of one test op call against its reference."""
+
+    status: Status
+    reason: str = ""
+    reference_names: tuple[str, ...] = ()
+    accumulated: PairSums = field(default_factory=PairSums)
+    injected: PairSums = field(default_factory=PairSums)
+    injected_reason: str = ""
+    quant_error: QuantErrorSums = field(default_factory=QuantErrorSums)
+
+
+@dataclass
+class PairRun:
+    """Two stages after all batches."""
+
+    reference: Stage
+    test: Stage
+    pairs: dict[str, OpPair]
+    outputs: list[PairSums]
+    output_producers: list[str | None]
+    batch_output_error: list[float]
+
+
+def run_pair(
+    reference: Stage,
+    test: Stage,
+    batches: Sequence[Batch],
+    *,
+    extra_leaves: frozenset[str] = frozenset(),
+    progress: Progress | None = None,
+    step: str = "compare",
+) -> PairRun:
+    """Run both stages on each batch in turn and compare every op call.
+
+    Args:
+        reference: stage nearer to float; its model is in eval.
+        test: stage nearer to deployment; its model is in eval.
+        batches: arguments of the forwards.
+        extra_leaves: module paths that are one op in both stages.
+        progress: told `(step, done, total)`.
+        step: what to call this run there.
+
+    Raises:
+        ModelError, DataError: a forward raised; the message names the batch and the op.
+    """
+    run = PairRun(reference, test, {}, [], [], [])
+    with torch.no_grad(), state_policy("ignore"):
+        for index, batch in enumerate(batches):
+            if progress is not None:
+                progress(step, index, len(batches))
+            _BatchPair(run, batch, index, extra_leaves).run()
+    if progress is not None:
+        progress(step, len(batches), len(batches))
+    return run
+
+
+def forward_recorded(
+    stage: Stage, batch: Batch, index: int, recorder: Recorder
+) -> Any:
+    """One recorded forward.
+
+    Raises:
+        DataError: the first batch of a model fails: it does not fit.
+        ModelError: a later batch fails.
+    """
+    try:
+        with recording(recorder):
+            return batch.run(stage.model)
+    except ProfilerError:
+        raise
+    except Exception as error:
+        kind = DataError if index == 0 else ModelError
+        advice = "check that the batch is what the model expects (shape, dtype, preprocessing), or pass batch_process_func"
+        raise kind(
+            f"{stage.name} model, batch {index} ({batch.shapes}): forward raised {type(error).__name__}: {error}; "
+            f"the last op that began was {recorder.current or 'none'}; {advice}"
+        ) from error
+
+
+class _BatchPair:
+    """Both forwards of one batch: the reference's outputs wait here until the test op that needs them."""
+
+    def __init__(self, run: PairRun, batch: Batch, index: int, extra_leaves: frozenset[str]) -> None:
+        self.run_sums, self.batch, self.index = run, batch, index
+        self.extra_leaves = extra_leaves
+        self.facts: dict[str, OpFacts] = {}
+        self.calls: dict[str, OpCall] = {}
+        self.values: dict[str, list[Tensor]] = {}
+        self.by_storage: dict[int, list[tuple[str, int]]] = {}
+        self.pairing = Pairing(self.facts)
+
+    def run(self) -> None:
+        """Reference forward, then test forward, then the models' outputs."""
+        reference, test = self.run_sums.reference, self.run_sums.test
+        first = self.index == 0
+        recorder = Recorder(reference.model, self._reference_call, self._save_before, self.extra_leaves, with_source=first)
+        expected = forward_recorded(reference, self.batch, self.index, recorder)
+        test_recorder = Recorder(test.model, self._test_call, None, self.extra_leaves, with_source=False)
+        actual = forward_recorded(test, self.batch, self.index, test_recorder)
+        if first:
+            reference.called, test.called = dict(recorder.called), dict(test_recorder.called)
+        self._compare_outputs(expected, actual)
+
+    def _reference_call(self, call: OpCall) -> None:
+        self.run_sums.reference.add(call)
+        self.facts[call.name] = self.run_sums.reference.facts[call.name]
+        self.calls[call.name] = OpCall(**{**vars(call), "inputs": [], "outputs": []})
+        self.values[call.name] = [real_values(t).detach() for t in call.outputs]
+        for i, tensor in enumerate(self.values[call.name]):
+            self.by_storage.setdefault(tensor.untyped_storage().data_ptr(), []).append((call.name, i))
+
+    def _save_before(self, inputs: list[Tensor]) -> None:
+        """An in-place op is about to run: saved values that share memory with its inputs are copied first."""
+        for tensor in inputs:
+            for name, i in self.by_storage.get(tensor.untyped_storage().data_ptr(), []):
+                self.values[name][i] = self.values[name][i].clone()
+
+    def _test_call(self, call: OpCall) -> None:
+        test = self.run_sums.test
+        test.add(call)
+        facts = test.facts[call.name]
+        pair = self.run_sums.pairs.get(call.name)
+        partner = self.pairing.partner(facts)
+        if pair is None:
+            pair = self.run_sums.pairs[call.name] = OpPair("compared", reference_names=partner.names)
+        if facts.is_pass_through:
+            pair.status, pair.reason = "fused", "passes its input on: fused into the op before it"
+            return
+        expected = self._expected(call, partner)
+        outputs = [real_values(t) for t in call.outputs]
+        problem = _mismatch(expected, outputs, partner)
+        if problem is not None:
+            pair.status, pair.reason = problem
+            return
+        assert expected is not None
+        for r, t in zip(expected, outputs, strict=True):
+            pair.accumulated.update(reference=r, test=t)
+            _add_quant_error(pair.quant_error, r, call.outputs)
+        self._inject(call, partner, pair, outputs)
+
+    def _expected(self, call: OpCall, partner: Partner) -> list[Tensor] | None:
+        if partner.names:
+            return self.values.get(partner.names[-1])
+        return [real_values(t) for t in call.inputs[:1]] if partner.is_input else None
+
+    def _inject(self, call: OpCall, partner: Partner, pair: OpPair, outputs: list[Tensor]) -> None:
+        """Run the reference op on the test op's own input: what differs is this op's own error."""
+        try:
+            again = self._rerun(call, partner)
+        except Exception as error:
+            pair.injected_reason = f"the reference op could not run again on the test input: {type(error).__name__}: {error}"
+            return
+        if again is None or [a.shape for a in again] != [o.shape for o in outputs]:
+            pair.injected_reason = "the test op has other inputs than the reference op"
+            return
+        for r, t in zip(again, outputs, strict=True):
+            pair.injected.update(reference=r, test=t)
+
+    def _rerun(self, call: OpCall, partner: Partner) -> list[Tensor] | None:
+        if partner.is_input or self._is_automatic_stub(call, partner):
+            return [real_values(t) for t in call.inputs[:1]]
+        rest = list(call.inputs)
+        value: list[Tensor] = []
+        for position, name in enumerate(partner.names):
+            reference = self.calls[name]
+            tensors = []
+            for producer in reference.producers:
+                follows = position > 0 and producer == partner.names[position - 1]
+                if not follows and not rest:
+                    return None
+                tensors.append(value[0] if follows else _as_input(rest.pop(0), reference))
+            value = tensors_in(reference.rerun(tensors))
+        return [real_values(t) for t in value] if not rest else None
+
+    def _is_automatic_stub(self, call: OpCall, partner: Partner) -> bool:
+        return self.run_sums.test.facts[call.name].is_stub and not self.facts[partner.names[-1]].is_stub
+
+    def _compare_outputs(self, expected: Any, actual: Any) -> None:
+        references, tests = tensors_in(_plain_nest(expected)), tensors_in(_plain_nest(actual))
+        run = self.run_sums
+        error = signal = 0.0
+        for i, (r, t) in enumerate(zip(references, tests, strict=False)):
+            if i >= len(run.outputs):
+                run.outputs.append(PairSums())
+                run.output_producers.append(getattr(t, "_profiler_producer", None))
+            r, t = real_values(r), real_values(t)
+            if r.shape == t.shape and r.is_floating_point():
+                sums = PairSums()
+                sums.update(reference=r, test=t)
+                run.outputs[i].update(reference=r, test=t)
+                error, signal = error + sums.error_squared, signal + sums.reference_squared
+        run.batch_output_error.append(error / signal if signal > 0 else error)
+
+
+def _mismatch(expected: list[Tensor] | None, outputs: list[Tensor], partner: Partner) -> tuple[Status, str] | None:
+    """Why a pair cannot be compared, or None."""
+    if expected is None:
+        return "unmatched", partner.reason or f"the reference op {', '.join(partner.names)} did not run on this batch"
+    if [tuple(e.shape) for e in expected] != [tuple(o.shape) for o in outputs]:
+        shapes = f"{[tuple(e.shape) for e in expected]} against {[tuple(o.shape) for o in outputs]}"
+        return "shape_mismatch", f"mismatch shape: {shapes}"
+    if not all(o.is_floating_point() and e.is_floating_point() for e, o in zip(expected, outputs, strict=True)):
+        return "unsupported", "integer or bool output: counted, not compared"
+    return None
+
+
+def _add_quant_error(sums: QuantErrorSums, reference: Tensor, outputs: list[Tensor]) -> None:
+    tensor = next((t for t in outputs if isinstance(t, QTensor)), None)
+    if tensor is not None and tensor.scale.numel() == 1:
+        sums.update(reference, float(tensor.scale), tensor.info.quant_min, tensor.info.quant_max)
+
+
+def _as_input(tensor: Tensor, reference: OpCall) -> Tensor:
+    """A test input as the reference op takes it: real values, with a scale where the reference is a fake-quant model."""
+    values = real_values(tensor)
+    if isinstance(tensor, QTensor) and isinstance(reference.module, nn.Module) and _takes_qtensors(reference.module):
+        return QTensor.wrap(values, tensor.scale, tensor.qdtype, tensor.ch_axis)
+    return values
+
+
+def _takes_qtensors(module: nn.Module) -> bool:
+    return hasattr(module, "to_integer")
+
+
+def _plain_nest(value: Any) -> Any:
+    """Outputs of any kind as nests that can be walked: dataclasses and named outputs become dicts."""
+    if isinstance(value, (Tensor, tuple, list, dict)) or value is None:
+        return value
+    if hasattr(value, "to_tuple"):
+        return value.to_tuple()
+    return dict(getattr(value, "__dict__", {}))

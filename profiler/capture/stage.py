@@ -1,0 +1,188 @@
+"""What one stage of the model did: facts of each op call, and sums over its tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from profiler.capture.hooks import OpCall
+from profiler.metrics.distribution import TensorSums
+from profiler.quant.fake_quant import FakeQuantize
+from profiler.quant.ops.functional import FloatFunctional, FunctionOp
+from profiler.quant.ops.registry import Family, OpSpec, spec_of_class, spec_of_function, spec_of_module
+from profiler.quant.qtensor import QTensor
+from profiler.records import QuantParams
+
+
+@dataclass(frozen=True)
+class TensorFacts:
+    """Shape, dtype and scale of a tensor as it passed."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    scale: tuple[float, ...]
+    ch_axis: int
+
+
+@dataclass(frozen=True)
+class OpFacts:
+    """One op call, as seen in the first batch."""
+
+    name: str
+    op_name: str
+    call: int
+    type_name: str
+    method: str
+    module: nn.Module | None
+    spec: OpSpec | None
+    inputs: tuple[TensorFacts, ...]
+    outputs: tuple[TensorFacts, ...]
+    producers: tuple[str | None, ...]
+    fused_names: tuple[str, ...]
+    qparams: QuantParams | None
+    source: str
+    is_pass_through: bool
+
+    @property
+    def is_stub(self) -> bool:
+        """Whether the op is a QuantStub or DeQuantStub."""
+        return self.spec is not None and self.spec.family is Family.STUB
+
+    @property
+    def base_name(self) -> str:
+        """Class name without its path: QuantStub."""
+        return self.type_name.rpartition(".")[2]
+
+
+@dataclass
+class Stage:
+    """Facts and sums of one stage, by name of the op call, in forward order."""
+
+    name: str
+    model: nn.Module
+    facts: dict[str, OpFacts] = field(default_factory=dict)
+    outputs: dict[str, TensorSums] = field(default_factory=dict)
+    inputs: dict[tuple[str, int], TensorSums] = field(default_factory=dict)
+    called: dict[str, int] = field(default_factory=dict)
+
+    def add(self, call: OpCall) -> None:
+        """Take one op call into the sums."""
+        if call.name not in self.facts:
+            self.facts[call.name] = op_facts(call)
+            self.outputs[call.name] = TensorSums()
+        for tensor in call.outputs:
+            add_tensor(self.outputs[call.name], tensor)
+        for i, (tensor, producer) in enumerate(zip(call.inputs, call.producers, strict=True)):
+            if producer is None:
+                add_tensor(self.inputs.setdefault((call.name, i), TensorSums()), tensor)
+
+    def input_sums(self, name: str, index: int) -> TensorSums | None:
+        """Sums of one input: its own where it comes from outside, else those of the op that made it."""
+        own = self.inputs.get((name, index))
+        producer = self.facts[name].producers[index]
+        return own if own is not None or producer is None else self.outputs.get(producer)
+
+    def consumers(self) -> dict[str, list[str]]:
+        """For each op call the calls that read its output; pass-through ops (Identity) are looked through."""
+        readers: dict[str, list[str]] = {name: [] for name in self.facts}
+        for name, facts in self.facts.items():
+            for producer in facts.producers:
+                if producer in readers and name not in readers[producer]:
+                    readers[producer].append(name)
+        return readers
+
+
+def real_values(tensor: Tensor) -> Tensor:
+    """A tensor's real values: codes are multiplied by their scale."""
+    return tensor.dequantize() if isinstance(tensor, QTensor) else tensor
+
+
+def add_tensor(sums: TensorSums, tensor: Tensor) -> None:
+    """Add one live tensor of any kind; integer and bool tensors are counted by value too."""
+    if isinstance(tensor, QTensor):
+        if tensor.holds_codes:
+            sums.count_clipped(tensor.plain, tensor.info.quant_min, tensor.info.quant_max)
+        sums.update(tensor.dequantize(), channel_axis(tensor))
+    elif not tensor.is_complex():
+        sums.update(tensor.as_subclass(Tensor), channel_axis(tensor))
+
+
+def channel_axis(tensor: Tensor) -> int | None:
+    """Axis of the features: 1 for images and matrices, the last for sequences."""
+    return {2: 1, 3: 2, 4: 1, 5: 1}.get(tensor.dim())
+
+
+def op_facts(call: OpCall) -> OpFacts:
+    """Facts of one op call."""
+    module = call.module
+    spec = spec_of_call(module, call.op_name, call.method)
+    return OpFacts(
+        name=call.name,
+        op_name=call.op_name,
+        call=call.call,
+        type_name=call.type_name,
+        method=call.method,
+        module=module,
+        spec=spec,
+        inputs=tuple(tensor_facts(t) for t in call.inputs),
+        outputs=tuple(tensor_facts(t) for t in call.outputs),
+        producers=call.producers,
+        fused_names=tuple(getattr(module, "fused_names", ())),
+        qparams=quant_params(module, call.outputs),
+        source=call.source,
+        is_pass_through=call.is_pass_through,
+    )
+
+
+def spec_of_call(module: nn.Module | None, op_name: str, method: str) -> OpSpec | None:
+    """Operator behind an op call of any stage, or None where it has no quantized form."""
+    if module is None:
+        return spec_of_function(op_name.rpartition(".")[2].rpartition("_")[0])
+    if isinstance(module, FunctionOp):
+        return spec_of_function(module.function)
+    if isinstance(module, FloatFunctional):
+        return spec_of_function(method)
+    for cls in type(module).__mro__:
+        spec = spec_of_class(cls)
+        if spec is not None:
+            return spec
+    return spec_of_module(module)
+
+
+def tensor_facts(tensor: Tensor) -> TensorFacts:
+    """Shape, dtype name and scale of a live tensor."""
+    if isinstance(tensor, QTensor):
+        scale = tuple(float(s) for s in tensor.scale.reshape(-1))
+        return TensorFacts(tuple(tensor.shape), tensor.qdtype, scale, tensor.ch_axis)
+    return TensorFacts(tuple(tensor.shape), str(tensor.dtype), (), -1)
+
+
+def quant_params(module: nn.Module | None, outputs: list[Tensor]) -> QuantParams | None:
+    """How the first output is quantized, or None where it is not."""
+    tensor = next((t for t in outputs if isinstance(t, QTensor)), None)
+    if tensor is None:
+        return None
+    info = tensor.info
+    fake_quant = getattr(module, "activation_post_process", None)
+    is_known = isinstance(fake_quant, FakeQuantize)
+    return QuantParams(
+        dtype=tensor.qdtype,
+        scale=tuple(float(s) for s in tensor.scale.reshape(-1)),
+        ch_axis=tensor.ch_axis,
+        quant_min=info.quant_min,
+        quant_max=info.quant_max,
+        is_calibrated=fake_quant.is_calibrated if is_known else True,
+        is_fixed=fake_quant.activation_post_process.is_fixed if is_known else False,
+        observer=describe_observer(fake_quant) if is_known else "",
+    )
+
+
+def describe_observer(fake_quant: FakeQuantize) -> str:
+    """Observer as tables print it: `MinMaxObserver(averaging_constant=0.01)`, `FixedScaleObserver(scale=...)`."""
+    observer = fake_quant.activation_post_process
+    if observer.is_fixed:
+        scale = torch.as_tensor(fake_quant.scale).reshape(-1)
+        return f"{type(observer).__name__}(scale={float(scale[0]):.8g})"
+    return f"{type(observer).__name__}(averaging_constant={observer.averaging_constant})"

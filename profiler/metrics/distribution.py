@@ -1,0 +1,238 @@
+"""Statistics of one tensor merged over batches: moments, a histogram, per-channel figures."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from profiler.records import ChannelStats, Histogram, QuantError, TensorStats
+
+_BINS = 128
+_MASS_BINS = 16
+_MASS_SAMPLE = 65536
+
+
+@dataclass
+class Moments:
+    """Count, mean and sum of squared deviations, merged by Chan's formula in float64."""
+
+    count: int = 0
+    mean: float = 0.0
+    deviations: float = 0.0
+
+    def update(self, x: Tensor) -> None:
+        """Add a flat tensor of finite values."""
+        count = x.numel()
+        if count == 0:
+            return
+        var, mean = torch.var_mean(x.double(), correction=0)
+        total = self.count + count
+        delta = float(mean) - self.mean
+        self.deviations += float(var) * count + delta * delta * self.count * count / total
+        self.mean += delta * count / total
+        self.count = total
+
+    @property
+    def var(self) -> float:
+        """Population variance; 0 for an empty tensor."""
+        return self.deviations / self.count if self.count else 0.0
+
+
+class GrowingHistogram:
+    """Counts in 128 equal bins over [-2^k, 2^k]; k grows by merging pairs of bins, so nothing is lost."""
+
+    def __init__(self) -> None:
+        self.exponent: int | None = None
+        self.counts = torch.zeros(_BINS, dtype=torch.int64)
+
+    def update(self, x: Tensor, absmax: float) -> None:
+        """Add a flat tensor of finite float32 values with this largest magnitude."""
+        needed = math.ceil(math.log2(absmax)) if absmax > 0 else -126
+        needed = max(-126, min(127, needed))
+        if self.exponent is None:
+            self.exponent = needed
+        while self.exponent < needed:
+            self._double()
+        bound = 2.0**self.exponent
+        self.counts += torch.histc(x, bins=_BINS, min=-bound, max=bound).to(torch.int64).cpu()
+
+    def record(self) -> Histogram | None:
+        """The histogram without empty ends, or None if nothing was added."""
+        used = self.counts.nonzero().flatten()
+        if self.exponent is None or used.numel() == 0:
+            return None
+        first, last = int(used[0]), int(used[-1])
+        bound = 2.0**self.exponent
+        width = 2 * bound / _BINS
+        counts = tuple(int(c) for c in self.counts[first : last + 1])
+        return Histogram(-bound + first * width, -bound + (last + 1) * width, counts)
+
+    def _double(self) -> None:
+        half = self.counts.reshape(-1, 2).sum(1)
+        pad = torch.zeros(_BINS // 4, dtype=torch.int64)
+        self.counts = torch.cat([pad, half, pad])
+        assert self.exponent is not None
+        self.exponent += 1
+
+
+@dataclass
+class ChannelSums:
+    """Per-channel absmax and moments."""
+
+    absmax: Tensor
+    count: int
+    total: Tensor
+    squared: Tensor
+
+    @staticmethod
+    def of(rows: Tensor) -> ChannelSums:
+        """Sums of `[C, n]` finite values."""
+        wide = rows.double()
+        return ChannelSums(wide.abs().amax(1), rows.shape[1], wide.sum(1), (wide * wide).sum(1))
+
+    def add(self, other: ChannelSums) -> None:
+        """Merge the sums of another batch."""
+        self.absmax = torch.maximum(self.absmax, other.absmax)
+        self.count += other.count
+        self.total, self.squared = self.total + other.total, self.squared + other.squared
+
+    def record(self, scale: float | None) -> ChannelStats:
+        """Counts of live channels, and of those whose std spans less than 3 steps of `scale`."""
+        var = (self.squared / self.count - (self.total / self.count) ** 2).clamp_min(0)
+        live = var > 1e-12 * (self.squared / self.count).clamp_min(1e-30)
+        coarse = live & (var.sqrt() < 3 * scale) if scale is not None else torch.zeros_like(live)
+        return ChannelStats(
+            num_channels=self.absmax.numel(),
+            num_live=int(live.sum()),
+            num_coarse=int(coarse.sum()),
+            absmax_max=float(self.absmax.max()),
+            absmax_median=float(self.absmax.median()),
+            widest_channel=int(self.absmax.argmax()),
+        )
+
+
+@dataclass
+class TensorSums:
+    """Everything that is kept of one tensor."""
+
+    num_values: int = 0
+    num_nan: int = 0
+    num_inf: int = 0
+    minimum: float = math.inf
+    maximum: float = -math.inf
+    moments: Moments = field(default_factory=Moments)
+    histogram: GrowingHistogram = field(default_factory=GrowingHistogram)
+    channels: ChannelSums | None = None
+    num_clipped: int = 0
+
+    def update(self, x: Tensor, channel_axis: int | None = None) -> None:
+        """Add one tensor of real values; `channel_axis` turns per-channel figures on."""
+        values = x.detach().float()
+        self.num_values += values.numel()
+        flat = values.flatten()
+        finite = torch.isfinite(flat)
+        if not bool(finite.all()):
+            self.num_nan += int(torch.isnan(flat).sum())
+            self.num_inf += int(torch.isinf(flat).sum())
+            flat, channel_axis = flat[finite], None
+        if flat.numel() == 0:
+            return
+        low, high = (float(v) for v in torch.aminmax(flat))
+        self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
+        self.moments.update(flat)
+        self.histogram.update(flat, max(abs(low), abs(high)))
+        if channel_axis is not None and values.dim() > 1:
+            sums = ChannelSums.of(values.transpose(0, channel_axis).flatten(1))
+            if self.channels is None or self.channels.absmax.shape != sums.absmax.shape:
+                self.channels = sums
+            else:
+                self.channels.add(sums)
+
+    def count_clipped(self, codes: Tensor, quant_min: int, quant_max: int) -> None:
+        """Add the number of codes at either end of the range."""
+        self.num_clipped += int(((codes == quant_min) | (codes == quant_max)).sum())
+
+    def record(self, scale: float | None = None) -> TensorStats:
+        """The statistics; an empty tensor has range 0..0."""
+        is_empty = self.moments.count == 0
+        return TensorStats(
+            num_values=self.num_values,
+            num_nan=self.num_nan,
+            num_inf=self.num_inf,
+            minimum=0.0 if is_empty else self.minimum,
+            maximum=0.0 if is_empty else self.maximum,
+            mean=self.moments.mean,
+            var=self.moments.var,
+            clip_ratio=self.num_clipped / self.num_values if self.num_values else 0.0,
+            histogram=self.histogram.record(),
+            channels=None if self.channels is None else self.channels.record(scale),
+        )
+
+
+class MassHistogram:
+    """Counts of reference and test in 16 bins of equal reference mass (edges from the first batch)."""
+
+    def __init__(self, edges: Tensor) -> None:
+        self.edges = edges
+        self.reference = torch.zeros(edges.numel() + 1, dtype=torch.float64)
+        self.test = torch.zeros_like(self.reference)
+
+    @staticmethod
+    def of(reference: Tensor) -> MassHistogram:
+        """Edges at the quantiles of a sample; equal edges are merged."""
+        step = max(1, reference.numel() // _MASS_SAMPLE)
+        quantiles = torch.arange(1, _MASS_BINS, dtype=torch.float32) / _MASS_BINS
+        return MassHistogram(torch.unique(torch.quantile(reference[::step].cpu(), quantiles)))
+
+    def update(self, *, reference: Tensor, test: Tensor) -> None:
+        """Add flat tensors."""
+        self.reference += self._counts(reference)
+        self.test += self._counts(test)
+
+    def kl(self) -> float:
+        """KL(reference || test) in nats of the counts + 0.5; 0 for equal distributions, lower is better."""
+        p, q = self.reference + 0.5, self.test + 0.5
+        p, q = p / p.sum(), q / q.sum()
+        return max(0.0, float((p * (p / q).log()).sum()))
+
+    def _counts(self, x: Tensor) -> Tensor:
+        """Counts between the edges, from the numbers of values below each edge."""
+        index = torch.bucketize(x, self.edges.to(x.device), out_int32=True)
+        return torch.bincount(index, minlength=self.edges.numel() + 1).double().cpu()
+
+
+@dataclass
+class QuantErrorSums:
+    """What a quantizer of the test stage does to reference values: clipping against rounding."""
+
+    count: int = 0
+    num_clipped: int = 0
+    clip_energy: float = 0.0
+    signal_energy: float = 0.0
+
+    def update(self, x: Tensor, scale: float, quant_min: int, quant_max: int) -> None:
+        """Add a tensor of reference values, real."""
+        flat = x.detach().float().flatten()
+        self.count += flat.numel()
+        self.signal_energy += float((flat * flat).sum(dtype=torch.float64))
+        low, high = (quant_min - 0.5) * scale, (quant_max + 0.5) * scale
+        outside = flat[(flat < low) | (flat > high)]
+        self.num_clipped += outside.numel()
+        distance = outside - outside.clamp(quant_min * scale, quant_max * scale)
+        self.clip_energy += float((distance * distance).sum(dtype=torch.float64))
+
+    def record(self, scale: float, std: float) -> QuantError:
+        """Range against resolution; SQNR of an exactly represented tensor is inf."""
+        rounding = (self.count - self.num_clipped) * scale * scale / 12
+        noise = rounding + self.clip_energy
+        own = math.inf if noise == 0 else 10 * math.log10(max(self.signal_energy, 1e-300) / noise)
+        return QuantError(
+            codes_per_std=std / scale,
+            clip_ratio=self.num_clipped / self.count if self.count else 0.0,
+            clip_energy=self.clip_energy,
+            rounding_energy=rounding,
+            sqnr_db=own,
+        )
