@@ -29,11 +29,20 @@ TOOLS = (
     "compare_weights",
     "check_qconfig",
 )
-_STAGES: dict[str, tuple[str, str]] = {"FvsQ": ("float", "calib"), "QvsQ": ("qat", "quantized"), "CvsQ": ("calib", "qat")}
+_STAGES: dict[str, tuple[str, str]] = {
+    "FvsQ": ("float", "calib"),
+    "QvsQ": ("qat", "quantized"),
+    "CvsQ": ("calib", "qat"),
+}
 
 
 def profile_pair(
-    model1: nn.Module, model2: nn.Module, example_inputs: Any, mode: str | None, options: Options, kwargs_dict: dict[str, Any]
+    model1: nn.Module,
+    model2: nn.Module,
+    example_inputs: Any,
+    mode: str | None,
+    options: Options,
+    kwargs_dict: dict[str, Any],
 ) -> ProfileReport:
     """Compare two stages on one batch; see `model_profiler`."""
     _check_arguments(model1, model2, example_inputs, mode, kwargs_dict)
@@ -77,7 +86,9 @@ def _check_arguments(
     model1: nn.Module, model2: nn.Module, example_inputs: Any, mode: str | None, kwargs_dict: dict[str, Any]
 ) -> None:
     if mode not in _STAGES:
-        raise ConfigError(f"mode is {mode!r}; expected 'FvsQ' (float, calib or qat), 'QvsQ' (qat, quantized) or 'CvsQ' (calib, qat)")
+        raise ConfigError(
+            f"mode is {mode!r}; expected 'FvsQ' (float, calib or qat), 'QvsQ' (qat, quantized) or 'CvsQ' (calib, qat)"
+        )
     if example_inputs is None:
         raise ConfigError("example_inputs is missing; pass one batch of real data")
     unknown = [key for key in kwargs_dict if key not in TOOLS]

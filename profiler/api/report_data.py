@@ -52,7 +52,11 @@ def write_run(
         journal=journal.lines() if journal is not None else (),
         versions=versions(),
         arguments=options.arguments(),
-        fingerprints={"inputs": fingerprint(batches), "weights": weights_digest(model), "threads": str(torch.get_num_threads())},
+        fingerprints={
+            "inputs": fingerprint(batches),
+            "weights": weights_digest(model),
+            "threads": str(torch.get_num_threads()),
+        },
         notes=tuple(n for n in notes if n),
     )
     options.tell("write the report", 0, 1)

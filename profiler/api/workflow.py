@@ -32,7 +32,9 @@ def profile_model(model: nn.Module, data: Any, options: Options) -> ProfileRepor
     """Float or prepared model and data to a report; see `model_profiler`."""
     is_prepared = any(True for _ in named_fake_quants(model))
     if not is_prepared and _is_converted(model):
-        raise ModelError("the model is a converted (integer) model alone; pass the calib or qat model that it was made from")
+        raise ModelError(
+            "the model is a converted (integer) model alone; pass the calib or qat model that it was made from"
+        )
     require_finite_weights(model)
     batches = take_batches(data, model, options.num_batches, options.batch_process_func)
     require_writable(options.out_dir)
@@ -41,7 +43,9 @@ def profile_model(model: nn.Module, data: Any, options: Options) -> ProfileRepor
         return run(model, batches.items, options, (note, *batches.notes))
 
 
-def _profile_float(model: nn.Module, batches: Sequence[Batch], options: Options, notes: tuple[str, ...]) -> ProfileReport:
+def _profile_float(
+    model: nn.Module, batches: Sequence[Batch], options: Options, notes: tuple[str, ...]
+) -> ProfileReport:
     reference = copy_model(model).eval()
     try_first_batch(reference, batches[0])
     qconfig_dict = options.qconfig_dict or {"": default_calib_8bit_fake_quant_qconfig}
@@ -53,13 +57,19 @@ def _profile_float(model: nn.Module, batches: Sequence[Batch], options: Options,
         high_precision_outputs=options.qconfig_dict is None,
     ).eval()
     if not any(True for _ in named_fake_quants(calib)):
-        raise PrepareError(f"{type(model).__name__}: no op of this model has a quantized form, so there is nothing to compare")
+        raise PrepareError(
+            f"{type(model).__name__}: no op of this model has a quantized form, so there is nothing to compare"
+        )
     calibrate(calib, batches, options)
-    was_training = (f"{type(model).__name__} was in training mode: a copy in eval was profiled",) if model.training else ()
+    was_training = (
+        (f"{type(model).__name__} was in training mode: a copy in eval was profiled",) if model.training else ()
+    )
     return _compare_and_write(model, reference, calib, "calib", batches, options, (*notes, *was_training))
 
 
-def _profile_prepared(model: nn.Module, batches: Sequence[Batch], options: Options, notes: tuple[str, ...]) -> ProfileReport:
+def _profile_prepared(
+    model: nn.Module, batches: Sequence[Batch], options: Options, notes: tuple[str, ...]
+) -> ProfileReport:
     state = state_record(model)
     reference, test = copy_model(model).eval(), copy_model(model).eval()
     with state_policy("ignore"):
@@ -210,4 +220,3 @@ def _worst_batch(run: PairRun) -> str:
 
 def _is_converted(model: nn.Module) -> bool:
     return any(isinstance(m, QuantOp) and hasattr(m, "out_dtype") for m in model.modules())
-

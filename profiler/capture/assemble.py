@@ -142,9 +142,7 @@ def _uncalled(run: PairRun, start: int) -> list[LayerRecord]:
     for row in called_counts(run.test):
         if row.count == 0 and not row.alias_of:
             reason = "called 0 times in the batches that were compared"
-            rows.append(
-                LayerRecord(start + len(rows), row.name, row.name, 0, "", row.type_name, "uncalled", reason)
-            )
+            rows.append(LayerRecord(start + len(rows), row.name, row.name, 0, "", row.type_name, "uncalled", reason))
     return rows
 
 

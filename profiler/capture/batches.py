@@ -83,7 +83,9 @@ def take_batches(
         if note:
             notes[note] = None
     if not items:
-        raise DataError("the data holds no batch; pass a tensor, a tuple, a dict, or an iterable that yields at least one of them")
+        raise DataError(
+            "the data holds no batch; pass a tensor, a tuple, a dict, or an iterable that yields at least one of them"
+        )
     return Batches(tuple(items), tuple(notes))
 
 
@@ -109,7 +111,9 @@ def fit_batch(given: Any, model: nn.Module, index: int) -> tuple[Batch, str]:
         if _binds(model, Batch(args[:length])):
             note = ""
             if length < len(args):
-                note = f"each batch holds {len(args)} values, the forward takes {length}: the rest (labels?) was dropped"
+                note = (
+                    f"each batch holds {len(args)} values, the forward takes {length}: the rest (labels?) was dropped"
+                )
             return Batch(args[:length]), note
     return _bind(model, Batch(args), index), ""
 

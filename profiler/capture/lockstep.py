@@ -82,9 +82,7 @@ def run_pair(
     return run
 
 
-def forward_recorded(
-    stage: Stage, batch: Batch, index: int, recorder: Recorder
-) -> Any:
+def forward_recorded(stage: Stage, batch: Batch, index: int, recorder: Recorder) -> Any:
     """One recorded forward.
 
     Raises:
@@ -98,7 +96,9 @@ def forward_recorded(
         raise
     except Exception as error:
         kind = DataError if index == 0 else ModelError
-        advice = "check that the batch is what the model expects (shape, dtype, preprocessing), or pass batch_process_func"
+        advice = (
+            "check that the batch is what the model expects (shape, dtype, preprocessing), or pass batch_process_func"
+        )
         raise kind(
             f"{stage.name} model, batch {index} ({batch.shapes}): forward raised {type(error).__name__}: {error}; "
             f"the last op that began was {recorder.current or 'none'}; {advice}"
@@ -121,7 +121,9 @@ class _BatchPair:
         """Reference forward, then test forward, then the models' outputs."""
         reference, test = self.run_sums.reference, self.run_sums.test
         first = self.index == 0
-        recorder = Recorder(reference.model, self._reference_call, self._save_before, self.extra_leaves, with_source=first)
+        recorder = Recorder(
+            reference.model, self._reference_call, self._save_before, self.extra_leaves, with_source=first
+        )
         expected = forward_recorded(reference, self.batch, self.index, recorder)
         test_recorder = Recorder(test.model, self._test_call, None, self.extra_leaves, with_source=False)
         actual = forward_recorded(test, self.batch, self.index, test_recorder)
@@ -176,7 +178,9 @@ class _BatchPair:
         try:
             again = self._rerun(call, partner)
         except Exception as error:
-            pair.injected_reason = f"the reference op could not run again on the test input: {type(error).__name__}: {error}"
+            pair.injected_reason = (
+                f"the reference op could not run again on the test input: {type(error).__name__}: {error}"
+            )
             return
         if again is None or [a.shape for a in again] != [o.shape for o in outputs]:
             pair.injected_reason = "the test op has other inputs than the reference op"

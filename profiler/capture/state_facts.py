@@ -17,7 +17,9 @@ def state_record(model: nn.Module) -> StateRecord | None:
     if not activations:
         return None
     journal = journal_of(model)
-    purposes = {m.__dict__["qconfig"].purpose for m in model.modules() if isinstance(m.__dict__.get("qconfig"), QConfig)}
+    purposes = {
+        m.__dict__["qconfig"].purpose for m in model.modules() if isinstance(m.__dict__.get("qconfig"), QConfig)
+    }
     free = [(n, fq) for n, fq in activations if not fq.activation_post_process.is_fixed]
     return StateRecord(
         purpose=next(iter(purposes)) if len(purposes) == 1 else "",

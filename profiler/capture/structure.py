@@ -82,7 +82,14 @@ def weight_records(reference: nn.Module, test: nn.Module) -> tuple[WeightRecord,
         stats = sums.stats(None)
         in_scales = float(((actual - expected).abs() / axis_scale).max()) if actual.numel() else None
         rows.append(
-            WeightRecord(f"{op_name(name)}.weight", stats.cosine, stats.sqnr_db, stats.atol, in_scales, float(expected.abs().max()))
+            WeightRecord(
+                f"{op_name(name)}.weight",
+                stats.cosine,
+                stats.sqnr_db,
+                stats.atol,
+                in_scales,
+                float(expected.abs().max()),
+            )
         )
     return tuple(rows)
 
@@ -93,7 +100,9 @@ def weight_params(module: nn.Module | None) -> QuantParams | None:
         fake_quant = module.weight_fake_quant
         info = fake_quant.info
         scale = tuple(float(s) for s in fake_quant.scale)
-        return QuantParams(info.name, scale, fake_quant.ch_axis, info.quant_min, info.quant_max, fake_quant.is_calibrated)
+        return QuantParams(
+            info.name, scale, fake_quant.ch_axis, info.quant_min, info.quant_max, fake_quant.is_calibrated
+        )
     if isinstance(module, IntegerGemm):
         return QuantParams("qint8", tuple(float(s) for s in module.weight_scale), 0, -128, 127)
     return None
@@ -125,7 +134,9 @@ def unfused_groups(stage: Stage) -> tuple[UnfusedGroup, ...]:
     for name, facts in stage.facts.items():
         if not isinstance(facts.module, (Gemm, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)) or name in taken:
             continue
-        if isinstance(facts.module, Gemm) and (facts.module.epilogue.activation or "BatchNorm" in facts.module.base_name):
+        if isinstance(facts.module, Gemm) and (
+            facts.module.epilogue.activation or "BatchNorm" in facts.module.base_name
+        ):
             continue
         chain = [name, *_following(stage, consumers, name)]
         if len(chain) > 1:
@@ -163,7 +174,9 @@ def _cause(stage: Stage, consumers: dict[str, list[str]], chain: list[str]) -> s
         readers = list(_readers(stage, consumers, name))
         if len(readers) > 1:
             return f"second consumer: the output of {name} is also read by {', '.join(r for r in readers if r not in chain)}"
-    called_as_function = [n for n in chain[1:] if stage.facts[n].module is None or n.rpartition(".")[2].startswith("relu_")]
+    called_as_function = [
+        n for n in chain[1:] if stage.facts[n].module is None or n.rpartition(".")[2].startswith("relu_")
+    ]
     if called_as_function:
         return f"{called_as_function[0]} is called as a function: eager fusion needs a module"
     return "not listed for fusion"

@@ -41,6 +41,8 @@ SQNR = register(MetricInfo("sqnr_db", "dB", True, 20.0, "10 log10(sum reference^
 MSE = register(MetricInfo("mse", "", False, None, "mean squared error"))
 L1 = register(MetricInfo("l1", "", False, None, "mean absolute error"))
 ATOL = register(MetricInfo("atol", "", False, None, "largest absolute error"))
-KL = register(MetricInfo("kl", "nats", False, 0.2, "KL(reference || test) of counts in 16 bins of equal reference mass"))
+KL = register(
+    MetricInfo("kl", "nats", False, 0.2, "KL(reference || test) of counts in 16 bins of equal reference mass")
+)
 ATOL_SCALES = register(MetricInfo("atol_scales", "scales", False, 5.0, "largest absolute error in output scales"))
 RMS_LSB = register(MetricInfo("rms_lsb", "LSB", False, None, "rms error in output scales; 0.289 is ideal rounding"))

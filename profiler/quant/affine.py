@@ -117,8 +117,6 @@ def fake_quantize(x: Tensor, scale: Tensor, info: QInfo, ch_axis: int = -1) -> T
     """
     if ch_axis < 0:
         zero_point = torch.zeros((), dtype=torch.int32, device=x.device)
-        return torch.fake_quantize_per_tensor_affine(
-            x, scale.reshape(()), zero_point, info.quant_min, info.quant_max
-        )
+        return torch.fake_quantize_per_tensor_affine(x, scale.reshape(()), zero_point, info.quant_min, info.quant_max)
     zero_points = torch.zeros(scale.shape, dtype=torch.int32, device=x.device)
     return torch.fake_quantize_per_channel_affine(x, scale, zero_points, ch_axis, info.quant_min, info.quant_max)

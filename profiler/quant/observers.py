@@ -287,7 +287,9 @@ class FixedScaleObserver(ObserverBase):
         super().__init__(*args, **kwargs)
         value = torch.as_tensor(scale, dtype=torch.float32)
         if not bool((value > 0).all()) or zero_point != 0:
-            raise ConfigError(f"fixed scale {scale}, zero_point {zero_point}: expected a positive scale and zero_point 0")
+            raise ConfigError(
+                f"fixed scale {scale}, zero_point {zero_point}: expected a positive scale and zero_point 0"
+            )
         self.register_buffer("scale", value, persistent=False)
 
     @property

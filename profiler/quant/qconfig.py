@@ -80,7 +80,9 @@ def get_default_qconfig(
     Raises:
         ConfigError: unknown fake-quant kind or observer.
     """
-    activation = _factory(activation_fake_quant, {"observer": observer_class(activation_observer), **(activation_qkwargs or {})})
+    activation = _factory(
+        activation_fake_quant, {"observer": observer_class(activation_observer), **(activation_qkwargs or {})}
+    )
     weight_defaults = {
         "observer": observer_class(weight_observer),
         "dtype": qint8,
@@ -192,4 +194,3 @@ default_calib_out_8bit_fake_quant_qconfig = high_precision_output(default_calib_
 default_qat_8bit_weight_32bit_out_fake_quant_qconfig = default_qat_out_8bit_fake_quant_qconfig
 default_calib_8bit_weight_32bit_out_fake_quant_qconfig = default_calib_out_8bit_fake_quant_qconfig
 default_qat_8bit_fixed_act_fake_quant_qconfig = get_default_qat_qconfig(activation_qkwargs={"averaging_constant": 0})
-

@@ -26,7 +26,9 @@ def carrier_dtype(bound: float) -> torch.dtype:
     return torch.float32 if bound < FLOAT32_EXACT and is_float32_exact else torch.float64
 
 
-def requantize(acc: Tensor, multiplier: Tensor, info: QInfo, ch_axis: int = -1, *, limit: Tensor | None = None) -> Tensor:
+def requantize(
+    acc: Tensor, multiplier: Tensor, info: QInfo, ch_axis: int = -1, *, limit: Tensor | None = None
+) -> Tensor:
     """Output codes of an accumulator: `clamp(round(acc * multiplier))`.
 
     Args:

@@ -28,7 +28,9 @@ class QuantStub(QuantOp):
         ConfigError: scale is not positive, or zero_point is not 0.
     """
 
-    def __init__(self, scale: float | None = None, zero_point: int | None = None, qconfig: QConfig | None = None) -> None:
+    def __init__(
+        self, scale: float | None = None, zero_point: int | None = None, qconfig: QConfig | None = None
+    ) -> None:
         super().__init__()
         if (scale is not None and scale <= 0) or zero_point:
             raise ConfigError(f"QuantStub(scale={scale}, zero_point={zero_point}): expected scale > 0, zero_point 0")
@@ -117,5 +119,7 @@ QUANT_STUB = register(
     OpSpec("quant_stub", Family.STUB, modules=(QuantStub,), fake_quant=_make_quant_stub, note="float -> int8 or int16")
 )
 DEQUANT_STUB = register(
-    OpSpec("dequant_stub", Family.STUB, modules=(DeQuantStub,), fake_quant=_make_dequant_stub, note="integers -> float32")
+    OpSpec(
+        "dequant_stub", Family.STUB, modules=(DeQuantStub,), fake_quant=_make_dequant_stub, note="integers -> float32"
+    )
 )

@@ -27,7 +27,12 @@ def quantized_output(context: Context) -> Iterator[Finding]:
                 advice="Give this op an out qconfig: its int32 accumulator then goes to float directly, at no cost.",
                 cost="C",
                 evidence=(
-                    Evidence("output dtype", f"{dtype} ({_PRECISION.get(dtype, dtype)} precision)", "", "float32 (high precision)"),
+                    Evidence(
+                        "output dtype",
+                        f"{dtype} ({_PRECISION.get(dtype, dtype)} precision)",
+                        "",
+                        "float32 (high precision)",
+                    ),
                     Evidence("consumers", ", ".join(c.name for c in context.consumers_of(layer))),
                 ),
                 source=layer.source,
@@ -44,5 +49,6 @@ def _feeds_only_dequant(context: Context, layer: LayerRecord) -> bool:
     if not consumers:
         return False
     return all(
-        c.kind == "dequant_stub" or (c.kind in ("shape", "dropout") and _feeds_only_dequant(context, c)) for c in consumers
+        c.kind == "dequant_stub" or (c.kind in ("shape", "dropout") and _feeds_only_dequant(context, c))
+        for c in consumers
     )

@@ -60,7 +60,9 @@ def clipped(context: Context) -> Iterator[Finding]:
             "from percentile to mse or min_max.",
             (
                 Evidence("own SQNR", error.sqnr_db, "dB", "30 (W), 20 (E)"),
-                Evidence("clip energy / rounding energy", error.clip_energy / max(error.rounding_energy, 1e-300), "x", "1"),
+                Evidence(
+                    "clip energy / rounding energy", error.clip_energy / max(error.rounding_energy, 1e-300), "x", "1"
+                ),
                 Evidence("values cut off", 100 * error.clip_ratio, "%"),
                 *_range_evidence(layer),
             ),

@@ -39,7 +39,11 @@ def culprit(context: Context) -> Iterator[Finding]:
                 Evidence("SQNR of the output", sqnr, "dB", "20"),
                 Evidence("drop against its worst input", drop, "dB", "6"),
                 *_own_error(layer),
-                *(Evidence(f"SQNR of {o.name}", o.accumulated.sqnr_db, "dB") for o in outputs if o.accumulated is not None),
+                *(
+                    Evidence(f"SQNR of {o.name}", o.accumulated.sqnr_db, "dB")
+                    for o in outputs
+                    if o.accumulated is not None
+                ),
             ),
             source=layer.source,
             patch=Patch(

@@ -80,7 +80,10 @@ def eval_after_calibration_state(context: Context) -> Iterator[Finding]:
             advice="Call model.eval() before set_fake_quantize(model, FakeQuantState.CALIBRATION), not after it: eval() also puts "
             "the fake quants into eval, and then they observe nothing.",
             cost="0",
-            evidence=(*_uncalibrated_evidence(state), Evidence("fake quants in training mode", 0, "fake quants", "all")),
+            evidence=(
+                *_uncalibrated_evidence(state),
+                Evidence("fake quants in training mode", 0, "fake quants", "all"),
+            ),
             patch=_RECALIBRATE,
         )
 
@@ -105,7 +108,10 @@ def evaluated_without_fake_quant(context: Context) -> Iterator[Finding]:
                 Evidence("observers on", state.num_observer_on, "observers", "0"),
             ),
             patch=Patch(
-                "set_state", "", "model.eval()\nset_fake_quantize(model, FakeQuantState.VALIDATION)", {"state": "VALIDATION"}
+                "set_state",
+                "",
+                "model.eval()\nset_fake_quantize(model, FakeQuantState.VALIDATION)",
+                {"state": "VALIDATION"},
             ),
         )
 

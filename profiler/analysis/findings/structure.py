@@ -21,7 +21,9 @@ def shared_op(context: Context) -> Iterator[Finding]:
         if len(ranges) < 2 or min(ranges) <= 0:
             continue
         ratio = max(ranges) / min(ranges)
-        is_clipped = any(x.quant_error is not None and x.quant_error.is_clipped and x.quant_error.sqnr_db < 30 for x in calls)
+        is_clipped = any(
+            x.quant_error is not None and x.quant_error.is_clipped and x.quant_error.sqnr_db < 30 for x in calls
+        )
         severity: Severity = "E" if ratio > 4 or is_clipped else ("W" if ratio > 2 else "I")
         yield Finding(
             id="SH1",

@@ -49,7 +49,9 @@ class EagerDispatch(CallTracker):
         module = generate(parent, call.name, name, qconfig)
         for fake_quant in module.modules():
             if isinstance(fake_quant, FakeQuantize):
-                _join_state(fake_quant, root, join(join(getattr(parent, FQN_ATTRIBUTE, ""), name), "activation_post_process"))
+                _join_state(
+                    fake_quant, root, join(join(getattr(parent, FQN_ATTRIBUTE, ""), name), "activation_post_process")
+                )
         return module
 
 
@@ -68,9 +70,7 @@ def install_hooks(module: nn.Module) -> None:
     module.register_forward_hook(_leave, always_call=True)
 
 
-def create_from_keys(
-    module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any
-) -> None:
+def create_from_keys(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
     """Before loading: create the generated modules whose keys a checkpoint holds (they appear on the first forward)."""
     for key in list(state_dict):
         if not key.startswith(prefix):

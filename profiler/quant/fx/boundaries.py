@@ -118,7 +118,9 @@ class BoundaryPlanner:
         if touches_region:
             name = op_name(str(node.target))
             requested = "None" if qconfig is None else qconfig.activation_dtype
-            self.plan.effects.append(QuantEffect(name, requested, "torch.float32", _float_reason(module, spec, qconfig)))
+            self.plan.effects.append(
+                QuantEffect(name, requested, "torch.float32", _float_reason(module, spec, qconfig))
+            )
         return Value.FLOAT if kinds & {Value.QUANTIZED, Value.FLOAT} else Value.OUTSIDE
 
     def _quantize(self, source: fx.Node, user: fx.Node, qconfig: QConfig) -> fx.Node:

@@ -12,7 +12,9 @@ from profiler.quant.naming import NOT_OPS, generated_name, join
 from profiler.quant.ops.functional import FunctionOp
 
 # Results that are no tensors: an index into them is plain Python.
-_MAKES_TUPLE = frozenset("size shape chunk split unbind topk sort max min split_with_sizes tensor_split meshgrid aminmax".split())
+_MAKES_TUPLE = frozenset(
+    "size shape chunk split unbind topk sort max min split_with_sizes tensor_split meshgrid aminmax".split()
+)
 _PYTHON = frozenset("getattr getitem setitem len int float bool eq ne lt le gt ge not is".split())
 _TUPLE_MODULES = (nn.RNNBase, nn.MultiheadAttention)
 _REFLECTED = {operator.add: False}

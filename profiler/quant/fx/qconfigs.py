@@ -33,7 +33,9 @@ def apply_qconfig_dict(model: nn.Module, qconfig_dict: dict[str, Any] | None) ->
     given = qconfig_dict or {}
     unknown = [key for key in given if key not in _KEYS]
     if unknown:
-        raise ConfigError(f"qconfig_dict has unknown keys {unknown}; the legal ones are '', 'module_type', 'module_name'")
+        raise ConfigError(
+            f"qconfig_dict has unknown keys {unknown}; the legal ones are '', 'module_type', 'module_name'"
+        )
     names = _pairs(given.get("module_name"))
     types = _pairs(given.get("module_type"))
     own = {id(m): m.__dict__["qconfig"] for m in model.modules() if "qconfig" in m.__dict__}

@@ -3,4 +3,17 @@
 from profiler.quant import stubs
 from profiler.quant.ops import add, batch_norm, cat, conv, functional, gemm, linear, pool, registry, relu, shape
 
-__all__ = ["add", "batch_norm", "cat", "conv", "functional", "gemm", "linear", "pool", "registry", "relu", "shape", "stubs"]
+__all__ = [
+    "add",
+    "batch_norm",
+    "cat",
+    "conv",
+    "functional",
+    "gemm",
+    "linear",
+    "pool",
+    "registry",
+    "relu",
+    "shape",
+    "stubs",
+]

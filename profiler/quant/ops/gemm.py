@@ -280,7 +280,9 @@ def batch_norm_affine(norm: Any) -> tuple[Tensor, Tensor]:
     return gain, shift
 
 
-def fuse_gemm(cls: type[FusedGemm], module: Any, norm: Any | None, epilogue: Epilogue, names: tuple[str, ...]) -> FusedGemm:
+def fuse_gemm(
+    cls: type[FusedGemm], module: Any, norm: Any | None, epilogue: Epilogue, names: tuple[str, ...]
+) -> FusedGemm:
     """Fused float form of a weighted module, an optional batch norm and an epilogue.
 
     Args:
