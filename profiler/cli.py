@@ -9,7 +9,7 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from profiler import __version__
 from profiler.console import StepProgress, make_console, make_log_handler, print_paths, print_summary
@@ -159,7 +159,7 @@ def _run_demo(arguments: argparse.Namespace) -> int:
 def _run_model(arguments: argparse.Namespace) -> int:
     with StepProgress(make_console(stderr=True)) as progress:
         progress("Loading model and data", 0, 1)
-        model = make_from_target(arguments.model)
+        model: Any = make_from_target(arguments.model)
         data = make_from_target(arguments.data)
         evaluate = load_target(arguments.evaluate) if arguments.evaluate else None
         if evaluate is not None and not callable(evaluate):

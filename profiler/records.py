@@ -225,6 +225,8 @@ class QConfigRow:
 
 @dataclass(frozen=True)
 class WeightQConfigRow:
+    """How one op's weight is quantized."""
+
     name: str
     type_name: str
     weight_dtype: str
@@ -234,6 +236,8 @@ class WeightQConfigRow:
 
 @dataclass(frozen=True)
 class QConfigMessage:
+    """Something about an op's qconfig that deserves a look."""
+
     name: str
     type_name: str
     message: str
@@ -335,7 +339,8 @@ class StageMetric:
 class StateRecord:
     """Fake-quant state of the prepared model as the user gave it: what the state findings read.
 
-    `events` are (state, root training) of each `set_fake_quantize` call. `observed_calibration` and `observed_qat` are the
+    `events` are (state, root training) of each `set_fake_quantize` call. `observed_calibration` and `observed_qat`
+    are the
     largest number of batches that one activation fake quant observed in that state.
     """
 

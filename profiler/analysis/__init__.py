@@ -1,0 +1,1 @@
+"""From records to findings, ranks and a verdict: pure functions."""

@@ -35,7 +35,8 @@ def model_profiler(
 ) -> ProfileReport:
     """Say where, why and how to repair the accuracy that a model loses in int8.
 
-    Two forms. `model_profiler(model, data)`: a float model is calibrated on the data, compared with its fake-quant form, converted, and
+    Two forms. `model_profiler(model, data)`: a float model is calibrated on the data, compared with its fake-quant
+    form, converted, and
     compared again; a prepared model (calib or qat) is compared with itself with fake quant off, then converted.
     `model_profiler(model1, model2, example_inputs, mode)`: two given stages are compared on one batch.
 
@@ -43,7 +44,8 @@ def model_profiler(
 
     Args:
         model: float model or prepared model (first form); the earlier stage (second form).
-        data: one batch (tensor, tuple of arguments, dict of keyword arguments) or an iterable of batches; or the later stage.
+        data: one batch (tensor, tuple of arguments, dict of keyword arguments) or an iterable of batches; or the
+        later stage.
         example_inputs: second form: one batch.
         mode: second form: "FvsQ" (float -> calib or qat), "QvsQ" (qat -> quantized) or "CvsQ" (calib -> qat).
         out_dir: folder of the report; `./profiler_out` if None.
@@ -82,7 +84,8 @@ def model_profiler(
         return profile_pair(model, data, example_inputs, mode, options, kwargs_dict or {})
     if example_inputs is not None or mode is not None or kwargs_dict:
         raise ConfigError(
-            "example_inputs, mode and kwargs_dict belong to model_profiler(model1, model2, example_inputs, mode); with data as the "
+            "example_inputs, mode and kwargs_dict belong to model_profiler(model1, model2, example_inputs, "
+            "mode); with data as the "
             "second argument leave them out"
         )
     return profile_model(model, data, options)

@@ -50,7 +50,7 @@ class Options:
 
 @contextmanager
 def chosen_march(march: str | None) -> Iterator[str]:
-    """The march of a run: the caller's, else the one that is set, else BAYES; gives a note. The former one comes back."""
+    """The march of a run: the caller's, else the one that is set, else BAYES. Gives a note; restores the former one."""
     former = get_march()
     chosen = parse_march(march) if march is not None else former or March.BAYES
     note = "" if march is not None or former is not None else "no march was set: bayes is assumed"
@@ -74,7 +74,8 @@ def require_writable(out_dir: Path) -> None:
             pass
     except OSError as error:
         raise ReportError(
-            f"out_dir {str(out_dir)!r} cannot be written ({error.strerror or error}); pass another out_dir, or make it writable"
+            f"out_dir {str(out_dir)!r} cannot be written ({error.strerror or error}); pass another out_dir, or "
+            f"make it writable"
         ) from error
 
 
@@ -90,6 +91,7 @@ def require_finite_weights(model: nn.Module) -> None:
             bad.append(f"{name}: {int((~torch.isfinite(tensor)).sum())} of {tensor.numel()} values")
     if bad:
         raise ModelError(
-            f"{type(model).__name__} has NaN or Inf in its weights ({'; '.join(bad[:5])}{' ...' if len(bad) > 5 else ''}); no scale can "
+            f"{type(model).__name__} has NaN or Inf in its weights "
+            f"({'; '.join(bad[:5])}{' ...' if len(bad) > 5 else ''}); no scale can "
             "be made from them: load a sound checkpoint"
         )

@@ -152,7 +152,8 @@ def run_forward(model: nn.Module, batch: Batch, stage: str, index: int) -> Any:
     except Exception as error:
         kind = DataError if index == 0 else ModelError
         raise kind(
-            f"{type(model).__name__} ({stage}), batch {index} ({batch.shapes}): forward raised {type(error).__name__}: {error}; check "
+            f"{type(model).__name__} ({stage}), batch {index} ({batch.shapes}): forward raised "
+            f"{type(error).__name__}: {error}; check "
             "that the batch is what the model expects (shape, dtype, preprocessing), or pass batch_process_func"
         ) from error
 
@@ -192,7 +193,8 @@ def _evaluate(evaluate: Callable[[nn.Module], float], name: str, model: nn.Modul
             value = float(evaluate(model))
     except Exception as error:
         raise ModelError(
-            f"evaluate raised {type(error).__name__} on the {name} model: {error}; it must take a model and return a number"
+            f"evaluate raised {type(error).__name__} on the {name} model: {error}; it must take a model and "
+            f"return a number"
         ) from error
     finally:
         model.eval()
@@ -215,7 +217,10 @@ def _worst_batch(run: PairRun) -> str:
     if len(errors) < 2:
         return ""
     worst = max(range(len(errors)), key=errors.__getitem__)
-    return f"batch {worst} of {len(errors)} has the largest relative output error ({errors[worst]:.3g}; median {sorted(errors)[len(errors) // 2]:.3g})"
+    return (
+        f"batch {worst} of {len(errors)} has the largest relative output error ({errors[worst]:.3g}; median "
+        f"{sorted(errors)[len(errors) // 2]:.3g})"
+    )
 
 
 def _is_converted(model: nn.Module) -> bool:

@@ -1,0 +1,1 @@
+"""Runs models and turns what their ops do into records."""

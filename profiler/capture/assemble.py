@@ -138,7 +138,7 @@ def _num_params(module: nn.Module | None) -> int:
 
 def _uncalled(run: PairRun, start: int) -> list[LayerRecord]:
     """Modules of the test model that never ran."""
-    rows = []
+    rows: list[LayerRecord] = []
     for row in called_counts(run.test):
         if row.count == 0 and not row.alias_of:
             reason = "called 0 times in the batches that were compared"

@@ -64,7 +64,8 @@ def take_batches(
         batch_process_func: applied to each batch first.
 
     Returns:
-        Batches; where the data yields more values than the forward takes (`(x, y)` pairs) the rest is dropped and noted.
+        Batches; where the data yields more values than the forward takes (`(x, y)` pairs) the rest is dropped and
+        noted.
 
     Raises:
         DataError: no data, a batch without tensors, NaN in a batch, or a batch that the forward's signature refuses.
@@ -159,7 +160,8 @@ def _bind(model: nn.Module, batch: Batch, index: int) -> Batch:
         signature.bind(*batch.args, **batch.kwargs)
     except TypeError as error:
         raise DataError(
-            f"batch {index} ({batch.shapes}) does not fit {type(model).__name__}.forward{signature}: {error}; reshape it "
+            f"batch {index} ({batch.shapes}) does not fit {type(model).__name__}.forward{signature}: {error}; "
+            f"reshape it "
             "with batch_process_func"
         ) from None
     return batch
@@ -173,7 +175,8 @@ def _check_values(batch: Batch, index: int) -> None:
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             count = int((~torch.isfinite(tensor)).sum())
             raise DataError(
-                f"batch {index}, tensor {position} {tuple(tensor.shape)}: {count} values are NaN or Inf; clean the data first"
+                f"batch {index}, tensor {position} {tuple(tensor.shape)}: {count} values are NaN or Inf; clean "
+                f"the data first"
             )
         if tensor.numel() == 0:
             raise DataError(f"batch {index}, tensor {position} has shape {tuple(tensor.shape)} and holds no values")

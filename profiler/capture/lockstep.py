@@ -243,7 +243,7 @@ def _add_quant_error(sums: QuantErrorSums, reference: Tensor, outputs: list[Tens
 
 
 def _as_input(tensor: Tensor, reference: OpCall) -> Tensor:
-    """A test input as the reference op takes it: real values, with a scale where the reference is a fake-quant model."""
+    """A test input as the reference op takes it: real values, with a scale if the reference is a fake-quant op."""
     values = real_values(tensor)
     if isinstance(tensor, QTensor) and isinstance(reference.module, nn.Module) and _takes_qtensors(reference.module):
         return QTensor.wrap(values, tensor.scale, tensor.qdtype, tensor.ch_axis)

@@ -165,17 +165,17 @@ def quant_params(module: nn.Module | None, outputs: list[Tensor]) -> QuantParams
     if tensor is None:
         return None
     info = tensor.info
-    fake_quant = getattr(module, "activation_post_process", None)
-    is_known = isinstance(fake_quant, FakeQuantize)
+    found = getattr(module, "activation_post_process", None)
+    fake_quant = found if isinstance(found, FakeQuantize) else None
     return QuantParams(
         dtype=tensor.qdtype,
         scale=tuple(float(s) for s in tensor.scale.reshape(-1)),
         ch_axis=tensor.ch_axis,
         quant_min=info.quant_min,
         quant_max=info.quant_max,
-        is_calibrated=fake_quant.is_calibrated if is_known else True,
-        is_fixed=fake_quant.activation_post_process.is_fixed if is_known else False,
-        observer=describe_observer(fake_quant) if is_known else "",
+        is_calibrated=fake_quant is None or fake_quant.is_calibrated,
+        is_fixed=fake_quant is not None and fake_quant.activation_post_process.is_fixed,
+        observer="" if fake_quant is None else describe_observer(fake_quant),
     )
 
 

@@ -23,6 +23,7 @@ from profiler.records import (
     QConfigRow,
     QuantParams,
     TensorRecord,
+    TensorStats,
     UnfusedGroup,
     WeightQConfigRow,
     WeightRecord,
@@ -110,7 +111,9 @@ def weight_params(module: nn.Module | None) -> QuantParams | None:
 
 def check_qconfig_tables(stage: Stage) -> QConfigCheck:
     """The three tables of qconfig_info.txt, from what really ran."""
-    outputs, weights, messages = [], [], []
+    outputs: list[QConfigRow] = []
+    weights: list[WeightQConfigRow] = []
+    messages: list[QConfigMessage] = []
     for name, facts in stage.facts.items():
         out = facts.outputs[0]
         keeps = facts.spec is not None and facts.spec.family is Family.SCALE_KEEPING
@@ -173,7 +176,10 @@ def _cause(stage: Stage, consumers: dict[str, list[str]], chain: list[str]) -> s
     for name in chain[:-1]:
         readers = list(_readers(stage, consumers, name))
         if len(readers) > 1:
-            return f"second consumer: the output of {name} is also read by {', '.join(r for r in readers if r not in chain)}"
+            return (
+                f"second consumer: the output of {name} is also read by "
+                f"{', '.join(r for r in readers if r not in chain)}"
+            )
     called_as_function = [
         n for n in chain[1:] if stage.facts[n].module is None or n.rpartition(".")[2].startswith("relu_")
     ]
@@ -208,7 +214,7 @@ def _messages(facts: OpFacts, dtype: str) -> Iterator[str]:
         yield f"input dtype {', '.join(sorted(dtypes))} is not same with out dtype {dtype}"
 
 
-def _stats(sums: TensorSums, scale: tuple[float, ...]):  # type: ignore[no-untyped-def]
+def _stats(sums: TensorSums, scale: tuple[float, ...]) -> TensorStats:
     return sums.record(scale[0] if len(scale) == 1 else None)
 
 

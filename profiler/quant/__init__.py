@@ -1,6 +1,6 @@
 """The quantization core: prepare, calibrate, train, convert."""
 
-from profiler.quant import ops as _ops
+from profiler.quant import ops
 from profiler.quant.affine import qinfo, qint4, qint8, qint16, qint32
 from profiler.quant.eager.convert import convert
 from profiler.quant.eager.fuse import fuse_known_modules, fuse_modules
@@ -40,3 +40,53 @@ from profiler.quant.qconfig import (
 from profiler.quant.qtensor import QTensor
 from profiler.quant.states import FakeQuantState, set_fake_quantize
 from profiler.quant.stubs import DeQuantStub, QuantStub
+
+__all__ = [
+    "DeQuantStub",
+    "FakeQuantState",
+    "FakeQuantize",
+    "FixedScaleObserver",
+    "FloatFunctional",
+    "FuseMode",
+    "MSEObserver",
+    "March",
+    "MinMaxObserver",
+    "MovingAverageMinMaxObserver",
+    "MovingAveragePerChannelMinMaxObserver",
+    "PercentileObserver",
+    "QConfig",
+    "QTensor",
+    "QuantStub",
+    "convert",
+    "convert_fx",
+    "default_calib_8bit_fake_quant_qconfig",
+    "default_calib_8bit_weight_16bit_act_fake_quant_qconfig",
+    "default_calib_8bit_weight_32bit_out_fake_quant_qconfig",
+    "default_calib_16bit_fake_quant_qconfig",
+    "default_calib_out_8bit_fake_quant_qconfig",
+    "default_qat_8bit_fake_quant_qconfig",
+    "default_qat_8bit_fixed_act_fake_quant_qconfig",
+    "default_qat_8bit_weight_16bit_act_fake_quant_qconfig",
+    "default_qat_8bit_weight_32bit_out_fake_quant_qconfig",
+    "default_qat_16bit_fake_quant_qconfig",
+    "default_qat_out_8bit_fake_quant_qconfig",
+    "fuse_fx",
+    "fuse_known_modules",
+    "fuse_modules",
+    "get_default_calib_qconfig",
+    "get_default_qat_out_qconfig",
+    "get_default_qat_qconfig",
+    "get_default_qconfig",
+    "get_march",
+    "ops",
+    "prepare_qat",
+    "prepare_qat_fx",
+    "qinfo",
+    "qint4",
+    "qint8",
+    "qint16",
+    "qint32",
+    "set_fake_quantize",
+    "set_march",
+    "set_state_policy",
+]

@@ -174,14 +174,16 @@ class FakeQuantize(nn.Module):
         """Fake-quantize a weight; an uncalibrated scale is computed from the weight itself."""
         if not self.is_calibrated:
             self.calibrate_on(weight)
-        return self(weight)
+        quantized: Tensor = self(weight)
+        return quantized
 
     def extra_repr(self) -> str:
         observer = self.activation_post_process
         return (
             f"fake_quant_enabled={_flag(self.fake_quant_enabled)}, observer_enabled={_flag(self.observer_enabled)}, "
             f"quant_min={observer.quant_min}, quant_max={observer.quant_max}, dtype={observer.dtype}, "
-            f"qscheme={observer.qscheme}, ch_axis={observer.ch_axis}, scale={self.scale!r}, zero_point={self.zero_point!r}"
+            f"qscheme={observer.qscheme}, ch_axis={observer.ch_axis}, scale={self.scale!r}, "
+            f"zero_point={self.zero_point!r}"
         )
 
     def _take_scale(self) -> None:

@@ -33,7 +33,7 @@ class Journal:
     def watch_backward(self, y: Tensor) -> None:
         """Note when a backward pass reaches this tensor; does nothing once one ran."""
         if not self.has_backward_run:
-            y.register_hook(self._mark_backward)
+            y.register_hook(self._mark_backward)  # type: ignore[no-untyped-call]
 
     def lines(self) -> tuple[str, ...]:
         """The journal as text, one event a line."""

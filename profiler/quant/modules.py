@@ -90,4 +90,9 @@ def require_codes(x: Any, where: str) -> QTensor:
 
 def type_name(module: nn.Module) -> str:
     """Class path as tables print it; fused ops show their fused name."""
-    return f"{type(module).__module__}.{module._get_name()}"
+    return f"{type(module).__module__}.{class_name(module)}"
+
+
+def class_name(module: nn.Module) -> str:
+    """Class name as `print(model)` shows it."""
+    return str(module._get_name())  # type: ignore[no-untyped-call]

@@ -10,18 +10,40 @@ _GENERATED = re.compile(r"^_generated_(?P<function>\w+)_(?P<k>\d+)$")
 
 # Reads of facts about a tensor, and bookkeeping: they compute no activation and are never ops.
 NOT_OPS = frozenset(
-    "size dim shape ndim numel nelement device dtype layout stride storage_offset is_contiguous is_floating_point is_complex "
-    "is_cuda is_quantized is_sparse is_leaf is_meta is_mkldnn is_nested is_inference requires_grad grad grad_fn data_ptr "
+    "size dim shape ndim numel nelement device dtype layout stride storage_offset is_contiguous "
+    "is_floating_point is_complex "
+    "is_cuda is_quantized is_sparse is_leaf is_meta is_mkldnn is_nested is_inference requires_grad grad grad_fn "
+    "data_ptr "
     "len bool int float_value index item tolist repr str format hash dir reduce_ex deepcopy set delete iter "
     "element_size itemsize nbytes names register_hook retain_grad backward set_grad_enabled get_device ndimension "
     "untyped_storage storage output_nr version _version is_same_size is_nonzero is_signed result_type is_tensor "
     "has_names numpy array contains retains_grad _backward_hooks _base is_shared is_pinned can_cast "
     "promote_types is_conj is_neg is_grad_enabled allclose equal manual_seed".split()
 )
-_DUNDER_ALIASES = {"truediv": "div", "getitem": "getitem", "iadd": "add", "radd": "add", "isub": "sub", "rsub": "sub",
-                   "imul": "mul", "rmul": "mul", "idiv": "div", "itruediv": "div", "rtruediv": "div", "rdiv": "div",
-                   "rmatmul": "matmul", "imatmul": "matmul", "rpow": "pow", "ipow": "pow", "concat": "cat",
-                   "concatenate": "cat", "multiply": "mul", "divide": "div", "subtract": "sub", "true_divide": "div"}  # fmt: skip
+_DUNDER_ALIASES = {
+    "truediv": "div",
+    "getitem": "getitem",
+    "iadd": "add",
+    "radd": "add",
+    "isub": "sub",
+    "rsub": "sub",
+    "imul": "mul",
+    "rmul": "mul",
+    "idiv": "div",
+    "itruediv": "div",
+    "rtruediv": "div",
+    "rdiv": "div",
+    "rmatmul": "matmul",
+    "imatmul": "matmul",
+    "rpow": "pow",
+    "ipow": "pow",
+    "concat": "cat",
+    "concatenate": "cat",
+    "multiply": "mul",
+    "divide": "div",
+    "subtract": "sub",
+    "true_divide": "div",
+}
 
 
 def canonical_function_name(func: Callable[..., Any] | str) -> str:

@@ -15,7 +15,8 @@ from profiler.quant.affine import QInfo, qinfo, scale_from_absmax
 class ObserverBase(nn.Module):
     """Keeps a moving average of the bounds of what passes.
 
-    `new = old + c * (batch - old)` with `c = averaging_constant`; the first batch sets the value; c = 0 then freezes it.
+    `new = old + c * (batch - old)` with `c = averaging_constant`; the first batch sets the value; c = 0 then freezes
+    it.
     With `plain_mean` (the calib qconfigs) the weight of batch t is max(c, 1/t), a plain mean for the first 1/c batches.
 
     Args:
@@ -169,9 +170,9 @@ class MovingAverageMinMaxObserver(MinMaxObserver):
 class MovingAveragePerChannelMinMaxObserver(MinMaxObserver):
     """`MinMaxObserver` with one bound per channel: the usual observer of weights."""
 
-    def __init__(self, *args: Any, ch_axis: int = 0, **kwargs: Any) -> None:
+    def __init__(self, averaging_constant: float = 0.01, ch_axis: int = 0, **kwargs: Any) -> None:
         kwargs.setdefault("qscheme", torch.per_channel_symmetric)
-        super().__init__(*args, ch_axis=ch_axis, **kwargs)
+        super().__init__(averaging_constant, ch_axis, **kwargs)
 
 
 class PercentileObserver(ObserverBase):

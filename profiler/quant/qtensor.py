@@ -55,11 +55,11 @@ class QTensor(Tensor):
         """The same scale on other data."""
         return QTensor.wrap(data, self.scale, self.qdtype, self.ch_axis)
 
-    def q_scale(self) -> Tensor:
+    def q_scale(self) -> Tensor:  # type: ignore[override]
         """Scale: 0-d, or `[C]` for a per-channel tensor."""
         return self.scale
 
-    def q_zero_point(self) -> Tensor:
+    def q_zero_point(self) -> Tensor:  # type: ignore[override]
         """Always 0: quantization is symmetric."""
         return torch.zeros_like(self.scale, dtype=torch.int64)
 
@@ -67,15 +67,15 @@ class QTensor(Tensor):
         """Axis of the scale, -1 for per tensor."""
         return self.ch_axis
 
-    def dequantize(self) -> Tensor:  # type: ignore[override]
+    def dequantize(self) -> Tensor:
         """Real values as a plain float tensor."""
         return dequantize(self.plain, self.scale, self.ch_axis) if self.holds_codes else self.plain
 
-    def int_repr(self) -> Tensor:  # type: ignore[override]
+    def int_repr(self) -> Tensor:
         """Integer codes as a plain tensor."""
         return self.plain if self.holds_codes else quantize(self.plain, self.scale, self.info, self.ch_axis)
 
-    def __repr__(self, *, tensor_contents: object = None) -> str:
+    def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         return f"QTensor({self.plain!r}, scale={self.scale!r}, dtype={self.qdtype}, ch_axis={self.ch_axis})"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> QTensor:

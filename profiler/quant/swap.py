@@ -120,14 +120,16 @@ def convert_modules(model: nn.Module, remove_qconfig: bool) -> None:
     if missing:
         raise NotCalibratedError(
             f"{len(missing)} activations have no scale: {', '.join(missing[:8])}{' ...' if len(missing) > 8 else ''}; "
-            "calibrate with data that reaches them (eval(), then CALIBRATION, then batches), or set qconfig = None there"
+            "calibrate with data that reaches them (eval(), then CALIBRATION, then batches), or set qconfig = "
+            "None there"
         )
     done: dict[int, Any] = {}
     for parent, attribute, module, _ in list(leaves(model)):
         if not hasattr(module, "to_integer"):
             continue
         if id(module) not in done:
-            done[id(module)] = (module.to_integer(), module)
+            to_integer: Any = module.to_integer
+            done[id(module)] = (to_integer(), module)
         parent._modules[attribute] = done[id(module)][0]
     if remove_qconfig:
         for module in model.modules():

@@ -39,7 +39,8 @@ def quantized_output(context: Context) -> Iterator[Finding]:
                 patch=Patch(
                     "high_precision_output",
                     layer.op_name,
-                    f"model.{layer.op_name}.qconfig = default_calib_8bit_weight_32bit_out_fake_quant_qconfig   # before prepare",
+                    f"model.{layer.op_name}.qconfig = default_calib_8bit_weight_32bit_out_fake_quant_qconfig   "
+                    f"# before prepare",
                 ),
             )
 

@@ -29,7 +29,8 @@ def too_few_codes(context: Context) -> Iterator[Finding]:
             layer,
             severity,
             f"One standard deviation spans only {error.codes_per_std:.2g} int8 codes",
-            "Add a BatchNorm behind the op, a ReLU6, or weight decay, so that the range fits the values; if it has them, give the "
+            "Add a BatchNorm behind the op, a ReLU6, or weight decay, so that the range fits the values; if it "
+            "has them, give the "
             "op int16 in the calib and the QAT qconfig.",
             (
                 Evidence("codes per standard deviation", error.codes_per_std, "codes", "3 (W), 1 (E)"),
@@ -56,7 +57,8 @@ def clipped(context: Context) -> Iterator[Finding]:
             layer,
             "E" if error.sqnr_db < _CLIPPED_E_DB else "W",
             f"The scale cuts off {100 * error.clip_ratio:.3g} % of the values",
-            f"Set fixed scale {scale:.6g} (the reference's range), calibrate with more data (50-100 images), or change the observer "
+            f"Set fixed scale {scale:.6g} (the reference's range), calibrate with more data (50-100 images), or "
+            f"change the observer "
             "from percentile to mse or min_max.",
             (
                 Evidence("own SQNR", error.sqnr_db, "dB", "30 (W), 20 (E)"),
@@ -70,7 +72,8 @@ def clipped(context: Context) -> Iterator[Finding]:
                 "fixed_scale",
                 layer.op_name,
                 f"model.get_submodule({layer.op_name!r}).qconfig = get_default_qconfig(\n"
-                f'    activation_qkwargs={{"observer": FixedScaleObserver, "scale": {scale:.6g}, "dtype": "{layer.qparams.dtype}"}}\n'
+                f'    activation_qkwargs={{"observer": FixedScaleObserver, "scale": {scale:.6g}, '
+                f'"dtype": "{layer.qparams.dtype}"}}\n'
                 ")   # before prepare",
                 {"scale": scale},
             ),
@@ -94,8 +97,10 @@ def uneven_channels(context: Context) -> Iterator[Finding]:
             "RG7",
             layer,
             "W",
-            f"Channel {channels.widest_channel} is {spread:.3g}x as wide as the median channel and sets the scale of all",
-            "Add a BatchNorm behind the op, or move the channel's gain into the next layer's weights (cross-layer equalization); else "
+            f"Channel {channels.widest_channel} is {spread:.3g}x as wide as the median channel and sets the "
+            f"scale of all",
+            "Add a BatchNorm behind the op, or move the channel's gain into the next layer's weights "
+            "(cross-layer equalization); else "
             "give the op int16.",
             (
                 Evidence("channels whose std spans < 3 codes", 100 * share, "%", "25 %"),

@@ -49,7 +49,8 @@ def culprit(context: Context) -> Iterator[Finding]:
             patch=Patch(
                 "int16",
                 layer.op_name,
-                f"model.get_submodule({layer.op_name!r}).qconfig = default_calib_16bit_fake_quant_qconfig   # before prepare",
+                f"model.get_submodule({layer.op_name!r}).qconfig = default_calib_16bit_fake_quant_qconfig   # "
+                f"before prepare",
                 {"dtype": "qint16"},
             ),
         )

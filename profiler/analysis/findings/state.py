@@ -31,8 +31,11 @@ def qat_instead_of_calibration(context: Context) -> Iterator[Finding]:
             title="This was QAT mode, not calibration",
             severity="E",
             op="",
-            advice="Call model.eval() first, then set_fake_quantize(model, FakeQuantState.CALIBRATION), then run the batches: "
-            "in train() BatchNorm and dropout were live and values were rounded while they were observed.",
+            advice=(
+                "Call model.eval() first, then set_fake_quantize(model, FakeQuantState.CALIBRATION), then "
+                "run the batches: "
+                "in train() BatchNorm and dropout were live and values were rounded while they were observed."
+            ),
             cost="0",
             evidence=(
                 Evidence("batches observed in QAT", state.observed_qat, "batches", "0 for a calibration"),
@@ -56,9 +59,13 @@ def never_calibrated(context: Context) -> Iterator[Finding]:
             title="No scale is known: set_fake_quantize was never called",
             severity="E",
             op="",
-            advice="After model.eval() call set_fake_quantize(model, FakeQuantState.CALIBRATION) and run batches; all scales are "
-            "still 1. If another process calibrated: load its state_dict; if that one holds no scales, eval() was called "
-            "after CALIBRATION there.",
+            advice=(
+                "After model.eval() call set_fake_quantize(model, FakeQuantState.CALIBRATION) and run "
+                "batches; all scales are "
+                "still 1. If another process calibrated: load its state_dict; if that one holds no scales, eval() "
+                "was called "
+                "after CALIBRATION there."
+            ),
             cost="0",
             evidence=_uncalibrated_evidence(state),
             patch=_RECALIBRATE,
@@ -77,8 +84,11 @@ def eval_after_calibration_state(context: Context) -> Iterator[Finding]:
             title="Nothing was observed: eval() was called after the CALIBRATION state was set",
             severity="E",
             op="",
-            advice="Call model.eval() before set_fake_quantize(model, FakeQuantState.CALIBRATION), not after it: eval() also puts "
-            "the fake quants into eval, and then they observe nothing.",
+            advice=(
+                "Call model.eval() before set_fake_quantize(model, FakeQuantState.CALIBRATION), not after "
+                "it: eval() also puts "
+                "the fake quants into eval, and then they observe nothing."
+            ),
             cost="0",
             evidence=(
                 *_uncalibrated_evidence(state),
@@ -100,8 +110,11 @@ def evaluated_without_fake_quant(context: Context) -> Iterator[Finding]:
             title="Fake quant is off: accuracy measured in this state is float accuracy",
             severity="E",
             op="",
-            advice="Call model.eval() and set_fake_quantize(model, FakeQuantState.VALIDATION) before you evaluate; until then the "
-            "loss shows up only after convert. This report was made on a copy in VALIDATION.",
+            advice=(
+                "Call model.eval() and set_fake_quantize(model, FakeQuantState.VALIDATION) before you "
+                "evaluate; until then the "
+                "loss shows up only after convert. This report was made on a copy in VALIDATION."
+            ),
             cost="0",
             evidence=(
                 Evidence("activation fake quants on", 0, "fake quants", f"{state.num_activations}"),
@@ -130,7 +143,9 @@ def called_but_uncalibrated(context: Context) -> Iterator[Finding]:
             title=f"{len(missing)} op(s) run without a scale, the others are calibrated",
             severity="E",
             op=missing[0],
-            advice="The branch that holds them did not run during calibration: calibrate again with data that reaches it.",
+            advice=(
+                "The branch that holds them did not run during calibration: calibrate again with data that reaches it."
+            ),
             cost="C",
             evidence=(
                 Evidence("uncalibrated ops that run", ", ".join(missing[:10])),

@@ -27,12 +27,17 @@ def shared_op(context: Context) -> Iterator[Finding]:
         severity: Severity = "E" if ratio > 4 or is_clipped else ("W" if ratio > 2 else "I")
         yield Finding(
             id="SH1",
-            title=f"Shared {calls[0].kind or 'op'}: one scale serves {len(calls)} calls whose ranges differ {ratio:.3g}x",
+            title=(
+                f"Shared {calls[0].kind or 'op'}: one scale serves {len(calls)} calls whose ranges differ {ratio:.3g}x"
+            ),
             severity=severity,
             op=name,
-            advice="Give each call a module of its own (copies of the weights, or tied weights) where the ranges differ; for a "
-            "function or FloatFunctional use one instance per call site. The call with the small range loses "
-            f"{_bits(ratio):.1f} bits.",
+            advice=(
+                "Give each call a module of its own (copies of the weights, or tied weights) where the "
+                "ranges differ; for a "
+                "function or FloatFunctional use one instance per call site. The call with the small range loses "
+                f"{_bits(ratio):.1f} bits."
+            ),
             cost="Q",
             evidence=(
                 Evidence("largest / smallest range over the calls", ratio, "x", "2 (W), 4 (E)"),
@@ -83,8 +88,11 @@ def _input_finding(layer: LayerRecord, stats: TensorStats, is_one_sided: bool, c
         title=f"The model input {what}",
         severity="W",
         op=layer.op_name,
-        advice="Normalise the input around 0 to -1..1 in preprocessing (the first conv can take the opposite into its weight and "
-        "bias), or give the input int16.",
+        advice=(
+            "Normalise the input around 0 to -1..1 in preprocessing (the first conv can take the opposite "
+            "into its weight and "
+            "bias), or give the input int16."
+        ),
         cost="C",
         evidence=(
             Evidence("minimum", stats.minimum, "", "< 0"),
@@ -95,7 +103,8 @@ def _input_finding(layer: LayerRecord, stats: TensorStats, is_one_sided: bool, c
         patch=Patch(
             "normalise_input",
             layer.op_name,
-            f"x = (x - {middle:.6g}) / {half:.6g}   # before {layer.op_name}; retrain, or fold the opposite into the first conv",
+            f"x = (x - {middle:.6g}) / {half:.6g}   # before {layer.op_name}; retrain, or fold the opposite "
+            f"into the first conv",
             {"shift": middle, "scale": half},
         ),
     )
@@ -135,11 +144,15 @@ def _unfused_severity(group: UnfusedGroup) -> Severity:
 def _fuse_advice(group: UnfusedGroup) -> str:
     if group.cause.startswith("second consumer"):
         return (
-            f"{group.cause}. Let the other reader take the result of the whole group, or give it a conv of its own; then fuse. "
+            f"{group.cause}. Let the other reader take the result of the whole group, or give it a conv of its "
+            f"own; then fuse. "
             "An unfused BatchNorm is quantized twice: once at the conv, once behind itself."
         )
     if "called as a function" in group.cause:
-        return f"{group.cause}. Make it an nn.ReLU module and list it in fuse_modules, or use prepare_qat_fx, which finds it."
+        return (
+            f"{group.cause}. Make it an nn.ReLU module and list it in fuse_modules, or use prepare_qat_fx, "
+            f"which finds it."
+        )
     if "shared" in group.cause:
         return f"{group.cause}. Use one module per call site, then fuse."
     return "Fuse the group before prepare; prepare_qat_fx does it by itself."

@@ -43,8 +43,10 @@ class EagerDispatch(CallTracker):
         where = f"{call.name} in {getattr(parent, FQN_ATTRIBUTE, type(parent).__name__)}, called at {user_line()}"
         if not isinstance(qconfig, QConfig):
             raise UnsupportedOpError(
-                f"{where}: got quantized values where nothing is configured (qconfig = None, or a converted model took a "
-                "path that was never calibrated); put a DeQuantStub before it, or calibrate with data that takes this path"
+                f"{where}: got quantized values where nothing is configured (qconfig = None, or a converted "
+                f"model took a "
+                "path that was never calibrated); put a DeQuantStub before it, or calibrate with data that "
+                "takes this path"
             )
         module = generate(parent, call.name, name, qconfig)
         for fake_quant in module.modules():
@@ -86,7 +88,7 @@ def _enter(module: nn.Module, args: Any) -> None:
     tracker = getattr(_LOCAL, "tracker", None)
     if tracker is None:
         tracker = _LOCAL.tracker = EagerDispatch()
-        tracker.__enter__()
+        tracker.__enter__()  # type: ignore[no-untyped-call]
     tracker.enter(module)
 
 

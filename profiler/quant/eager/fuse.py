@@ -43,7 +43,7 @@ def is_norm_of(norm: nn.Module, cls: type[FusedGemm]) -> bool:
 
 
 def activation_name(module: nn.Module) -> str:
-    """ "relu", "relu6", or "" for any other module."""
+    """Name of an activation that can be fused ("relu", "relu6"), or "" for any other module."""
     return _ACTIVATIONS.get(type(module), "")
 
 

@@ -60,7 +60,7 @@ def prepare_qat(
         module._register_load_state_dict_pre_hook(create_from_keys, with_module=True)
     attach_journal(model)
     setattr(model, EFFECTS_ATTRIBUTE, effects)
-    model.register_load_state_dict_post_hook(match_bounds_after_load)
+    model.register_load_state_dict_post_hook(match_bounds_after_load)  # type: ignore[no-untyped-call]
     return model
 
 

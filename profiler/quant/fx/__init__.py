@@ -1,0 +1,1 @@
+"""The front end that traces: one graph, fused and prepared."""

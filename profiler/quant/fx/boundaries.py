@@ -7,6 +7,7 @@ from enum import Enum
 
 from torch import fx, nn
 
+from profiler.quant.modules import class_name
 from profiler.quant.naming import op_name
 from profiler.quant.ops.functional import FloatFunctional, FunctionOp
 from profiler.quant.ops.registry import Family, OpSpec, spec_of_function, spec_of_module
@@ -44,7 +45,8 @@ def spec_of_node(root: nn.Module, node: fx.Node) -> OpSpec | None:
 class BoundaryPlanner:
     """One walk over a graph in order.
 
-    A weighted op whose input is quantized, or float inside the region, runs quantized; an op with its own output scale does
+    A weighted op whose input is quantized, or float inside the region, runs quantized; an op with its own output
+    scale does
     if one of its inputs is quantized; scale-keeping ops follow their input; everything else runs in float.
 
     Args:
@@ -195,12 +197,12 @@ def _qconfig(module: nn.Module) -> QConfig | None:
 
 
 def _is_float(node: fx.Node) -> bool:
-    return node.meta.get("kind", "float") == "float"
+    return bool(node.meta.get("kind", "float") == "float")
 
 
 def _float_reason(module: nn.Module, spec: OpSpec | None, qconfig: QConfig | None) -> str:
     if qconfig is None:
         return "qconfig is None"
     if spec is None:
-        return f"no quantized form of {module._get_name()}: runs in float between automatic stubs"
+        return f"no quantized form of {class_name(module)}: runs in float between automatic stubs"
     return "its input is float: a QuantStub is missing before it"

@@ -67,8 +67,10 @@ def prepare_qat_fx(
 ) -> fx.GraphModule:
     """Trace, fuse and prepare a model for calibration or QAT.
 
-    Ops without a quantized form, and submodules that cannot be traced, run in float between automatic stubs and are named in
-    `quant_effects`. A model without stubs of its own gets them at its inputs and outputs. The device and training mode of the
+    Ops without a quantized form, and submodules that cannot be traced, run in float between automatic stubs and are
+    named in
+    `quant_effects`. A model without stubs of its own gets them at its inputs and outputs. The device and training
+    mode of the
     input model are kept; the result is in the QAT state.
 
     Args:
@@ -106,7 +108,7 @@ def prepare_qat_fx(
     attach_journal(prepared)
     setattr(prepared, EFFECTS_ATTRIBUTE, effects)
     setattr(prepared, LEAVES_ATTRIBUTE, tuple(traced.untraceable))
-    prepared.register_load_state_dict_post_hook(match_bounds_after_load)
+    prepared.register_load_state_dict_post_hook(match_bounds_after_load)  # type: ignore[no-untyped-call]
     return prepared
 
 
@@ -120,7 +122,8 @@ def convert_fx(
     """Integer model of a calibrated or trained fx model in eval; see `convert` for the errors."""
     if not isinstance(graph_module, fx.GraphModule):
         raise ConfigError(
-            f"convert_fx got {type_name(graph_module)}, expected the result of prepare_qat_fx; use convert for an eager model"
+            f"convert_fx got {type_name(graph_module)}, expected the result of prepare_qat_fx; use convert for "
+            f"an eager model"
         )
     if not inplace:
         copied = copy_model(graph_module)

@@ -98,7 +98,8 @@ def trace(model: nn.Module, leaves: set[str] | None = None) -> Traced:
             reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
             if not tracer.failed or tracer.failed in untraceable:
                 raise PrepareError(
-                    f"{type(model).__name__}.forward cannot be traced symbolically ({reason}); use the eager front end: put "
+                    f"{type(model).__name__}.forward cannot be traced symbolically ({reason}); use the eager "
+                    f"front end: put "
                     "QuantStub and DeQuantStub into the model and call prepare_qat"
                 ) from error
             untraceable[tracer.failed] = f"cannot be traced symbolically ({reason})"

@@ -30,10 +30,11 @@ def add_codes(out: OutputQuant, x: Any, other: Any, *, alpha: float = 1.0) -> QT
     return out.wrap(codes.to(out.info.torch_dtype))
 
 
-def _rescaled(out: OutputQuant, operand: Any, factor: float) -> Tensor | float:
+def _rescaled(out: OutputQuant, operand: Any, factor: float) -> Tensor:
     if isinstance(operand, QTensor):
         return operand.plain.to(torch.float32) * (operand.scale * factor / out.scale)
-    return operand * factor / out.scale
+    scaled: Tensor = operand * factor / out.scale
+    return scaled
 
 
 def _add_float(x: Any, other: Any, *, alpha: float = 1.0) -> Any:

@@ -48,10 +48,7 @@ def run_integer(spec: OpSpec, args: Any, kwargs: dict[str, Any], out: OutputQuan
         raise UnsupportedOpError(f"operator {spec.name} has no integer form")
     if out is None or first_qtensor([args, kwargs]) is None:
         return spec.float_fn(*to_float(args), **to_float(kwargs))
-    if any(
-        isinstance(t, Tensor) and not isinstance(t, QTensor) and t.is_floating_point()
-        for t in tensors_in([args, kwargs])
-    ):
+    if any(not isinstance(t, QTensor) and t.is_floating_point() for t in tensors_in([args, kwargs])):
         raise UnsupportedOpError(f"{where}: operands are partly float; put a QuantStub before each float operand")
     return spec.integer_fn(out, *args, **kwargs)
 

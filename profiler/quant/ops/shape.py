@@ -14,7 +14,8 @@ from profiler.quant.ops.registry import Family, OpSpec, register
 from profiler.quant.qtensor import QTensor, first_qtensor, handles, to_plain, user_line
 
 _SHAPE = (
-    "reshape view flatten unflatten permute transpose movedim swapaxes squeeze unsqueeze expand expand_as repeat getitem "
+    "reshape view flatten unflatten permute transpose movedim swapaxes squeeze unsqueeze expand expand_as "
+    "repeat getitem "
     "narrow select split chunk unbind contiguous clone detach flip roll T mT view_as reshape_as t tile requires_grad_"
 ).split()
 _POOL = "max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d".split()
@@ -71,7 +72,8 @@ def move(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 
 SHAPE = register(
     OpSpec("shape", Family.SCALE_KEEPING, functions=(*_SHAPE, "pad", "to", "type", "float", "cpu", "cuda"),
-           modules=(nn.Flatten, nn.Unflatten, nn.Identity, nn.ZeroPad2d), note="reshape, permute, slice, split, pad with zeros, ...")
+           modules=(nn.Flatten, nn.Unflatten, nn.Identity, nn.ZeroPad2d),
+           note="reshape, permute, slice, split, pad with zeros, ...")
 )  # fmt: skip
 MAX_POOL = register(
     OpSpec("max_pool", Family.SCALE_KEEPING, functions=tuple(_POOL),
