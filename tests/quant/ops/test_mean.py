@@ -21,7 +21,8 @@ from tests.quant.op_forms import (
 S = np.float32
 X_SCALE, OUT_SCALE = 0.05, 0.0137
 DIMS: list[dict[str, Any]] = [
-    {"dim": 1}, {"dim": -1}, {"dim": (2, 3)}, {"dim": [2, 3], "keepdim": True}, {"dim": (0, -1)}, {}, {"dim": 1, "keepdim": True},
+    {"dim": 1}, {"dim": -1}, {"dim": (2, 3)},
+    {"dim": [2, 3], "keepdim": True}, {"dim": (0, -1)}, {}, {"dim": 1, "keepdim": True},
 ]  # fmt: skip
 
 

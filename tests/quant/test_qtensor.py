@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import copy
+import threading
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from profiler.errors import UnsupportedOpError
+from profiler.quant import QTensor, default_qat_8bit_fake_quant_qconfig, prepare_qat
+from profiler.quant.qtensor import first_qtensor, handles, to_float, to_plain
+from tests.quant.op_forms import codes, on_grid, quantized
+
+
+def test_qtensor_describes_itself() -> None:
+    x_q = codes((3, 4))
+    for x in (quantized(x_q, 0.3), on_grid(x_q, 0.3)):
+        assert float(x.q_scale()) == float(torch.tensor(0.3))
+        assert int(x.q_zero_point()) == 0
+        assert x.q_per_channel_axis() == -1
+        assert torch.equal(x.int_repr(), x_q)
+        assert type(x.int_repr()) is Tensor
+        assert torch.equal(x.dequantize(), x_q.float() * torch.tensor(0.3))
+        assert "qint8" in repr(x)
+    assert quantized(x_q, 0.3).holds_codes
+    assert not on_grid(x_q, 0.3).holds_codes
+
+
+def test_qtensor_per_channel_scale_acts_along_its_axis() -> None:
+    x = QTensor.wrap(torch.ones(2, 3, dtype=torch.int8), torch.tensor([0.1, 0.2, 0.3]), "qint8", 1)
+    assert torch.equal(x.dequantize()[0], torch.tensor([0.1, 0.2, 0.3]))
+    assert x.q_per_channel_axis() == 1
+
+
+def test_qtensor_shares_memory_with_its_data() -> None:
+    x_q = codes((3,))
+    assert quantized(x_q, 0.3).plain.data_ptr() == x_q.data_ptr()
+
+
+@pytest.mark.parametrize("make", [quantized, on_grid])
+def test_qtensor_unsupported_function_is_named_with_the_users_line(make: object) -> None:
+    x = make(codes((3, 4)), 0.3)  # type: ignore[operator]
+    with pytest.raises(UnsupportedOpError) as caught:
+        torch.softmax(x, 1)  # the users line
+    message = str(caught.value)
+    assert "function softmax is not implemented for QTensor" in message
+    assert "test_qtensor.py" in message
+    assert "torch.softmax(x, 1)" in message
+
+
+def test_qtensor_unsupported_function_in_a_model_is_named_with_the_forwards_line() -> None:
+    class Inner(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.erfinv(x)  # inner line
+
+    model = nn.Sequential(nn.Identity(), Inner())
+    model.qconfig = default_qat_8bit_fake_quant_qconfig
+    with pytest.raises(UnsupportedOpError, match=r"erfinv.*test_qtensor.py:\d+ \(return torch.erfinv"):
+        prepare_qat(model)(on_grid(codes((3,)), 0.1))
+
+
+def test_qtensor_deepcopy_keeps_scale_and_copies_data() -> None:
+    x = quantized(codes((3,)), 0.3)
+    y = copy.deepcopy(x)
+    assert isinstance(y, QTensor)
+    assert torch.equal(y.plain, x.plain)
+    assert y.plain.data_ptr() != x.plain.data_ptr()
+    assert y.qdtype == x.qdtype
+
+
+def test_handles_function_taken_is_refused() -> None:
+    with pytest.raises(UnsupportedOpError, match="reshape already has a QTensor handler"):
+        handles("reshape")(lambda func, args, kwargs: None)
+
+
+def test_nests_are_searched_and_replaced() -> None:
+    x = quantized(codes((3,)), 0.5)
+    nest = [1, {"a": (None, x)}, torch.rand(2)]
+    assert first_qtensor(nest) is x
+    assert first_qtensor([1, {"a": None}]) is None
+    assert to_plain(nest)[1]["a"][1].dtype == torch.int8
+    assert torch.equal(to_float(nest)[1]["a"][1], x.dequantize())
+
+
+def test_qtensor_works_in_a_thread_and_in_inference_mode() -> None:
+    results: list[Tensor] = []
+    x = quantized(codes((3, 4)), 0.5)
+
+    def work() -> None:
+        with torch.inference_mode():
+            results.append(x.reshape(12).dequantize())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert torch.equal(results[0], x.dequantize().reshape(12))
