@@ -135,11 +135,11 @@ def find_imports(package: Package) -> list[Import]:
     return found
 
 
-def _external_allowed(package: Package, module: str, is_typing: bool) -> frozenset[str]:
-    parts = [package.unit(module), *module.split(".")[2:]]
+def _external_allowed(package: Package, item: Import) -> frozenset[str]:
+    parts = [package.unit(item.importer), *item.importer.split(".")[2:]]
     prefixes = [".".join(parts[:i]) for i in range(1, len(parts) + 1)]
     allowed = frozenset[str]().union(*(EXTERNAL.get(prefix, frozenset()) for prefix in prefixes))
-    return allowed | TYPING_ONLY.get(parts[0], frozenset()) if is_typing else allowed
+    return allowed | TYPING_ONLY.get(parts[0], frozenset()) if item.is_typing else allowed
 
 
 def _check_inside(package: Package, item: Import) -> str | None:
@@ -165,7 +165,7 @@ def check_arrows(package: Package) -> list[str]:
         message: str | None = None
         if top == package.name:
             message = _check_inside(package, item)
-        elif top not in sys.stdlib_module_names and top not in _external_allowed(package, item.importer, item.is_typing):
+        elif top not in sys.stdlib_module_names and top not in _external_allowed(package, item):
             message = f"{package.unit(item.importer)} may not import {top}"
         if message:
             problems.append(f"{item.importer}:{item.line}: {message}")
