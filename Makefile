@@ -33,6 +33,7 @@ test: $(VENV)/.stamp-dev browser
 
 lint: $(VENV)/.stamp-dev
 	@$(BIN)/python -m ruff check .
+	@$(BIN)/python -m ruff format --check --quiet .
 	@$(BIN)/python -m mypy
 
 bench: $(VENV)/.stamp-dev

@@ -70,11 +70,8 @@ class Package:
     paths: Mapping[str, Path]
 
     def unit(self, module: str) -> str:
-        """The unit that a module belongs to; `api_steps` is a part of `api`, as `api/steps` would be."""
         parts = module.split(".")
-        name = parts[1] if len(parts) > 1 else "__init__"
-        prefix = name.split("_")[0]
-        return prefix if name not in ALLOWED and prefix in ALLOWED else name
+        return parts[1] if len(parts) > 1 else "__init__"
 
 
 def read_package(folder: Path) -> Package:
@@ -135,8 +132,8 @@ def find_imports(package: Package) -> list[Import]:
     return found
 
 
-def _external_allowed(package: Package, item: Import) -> frozenset[str]:
-    parts = [package.unit(item.importer), *item.importer.split(".")[2:]]
+def _external_allowed(item: Import) -> frozenset[str]:
+    parts = item.importer.split(".")[1:] or ["__init__"]
     prefixes = [".".join(parts[:i]) for i in range(1, len(parts) + 1)]
     allowed = frozenset[str]().union(*(EXTERNAL.get(prefix, frozenset()) for prefix in prefixes))
     return allowed | TYPING_ONLY.get(parts[0], frozenset()) if item.is_typing else allowed
@@ -165,7 +162,7 @@ def check_arrows(package: Package) -> list[str]:
         message: str | None = None
         if top == package.name:
             message = _check_inside(package, item)
-        elif top not in sys.stdlib_module_names and top not in _external_allowed(package, item):
+        elif top not in sys.stdlib_module_names and top not in _external_allowed(item):
             message = f"{package.unit(item.importer)} may not import {top}"
         if message:
             problems.append(f"{item.importer}:{item.line}: {message}")
