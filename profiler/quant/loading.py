@@ -1,4 +1,4 @@
-"""After load_state_dict: observers whose bounds do not give the stored scale start from the stored scale."""
+"""After load_state_dict: observers start from the stored scale, generated modules join the model's state."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from typing import Any
 
 from torch import nn
 
-from profiler.quant.states import named_fake_quants
+from profiler.quant.states import join_state, named_fake_quants
 
 
 def match_bounds_after_load(module: nn.Module, incompatible_keys: Any) -> None:
     """Hook for `load_state_dict`; changes no state and no scale."""
-    for _, fake_quant in named_fake_quants(module):
+    for name, fake_quant in named_fake_quants(module):
+        if fake_quant.journal is None:
+            join_state(fake_quant, module, name)
         fake_quant.match_bounds_to_scale()

@@ -68,6 +68,17 @@ def attach_journal(model: nn.Module) -> None:
         fake_quant.name, fake_quant.journal = name, journal
 
 
+def join_state(fake_quant: FakeQuantize, root: nn.Module, name: str) -> None:
+    """A late fake quant takes part in the state and the journal of the model it joins."""
+    sibling = next((fq for _, fq in named_fake_quants(root) if fq.journal is not None), None)
+    fake_quant.name, fake_quant.journal = name, journal_of(root)
+    if sibling is not None:
+        fake_quant.journal = sibling.journal
+        fake_quant.enable_observer(sibling.is_observer_on)
+        fake_quant.enable_fake_quant(sibling.is_fake_quant_on)
+        fake_quant.train(sibling.training)
+
+
 def _require_mode(model: nn.Module, state: FakeQuantState) -> None:
     if state is FakeQuantState.QAT and not model.training:
         raise StateError("FakeQuantState.QAT trains and needs model.train() first; the model is in eval")

@@ -15,7 +15,7 @@ from profiler.quant.ops.functional import make_fake_quant_function
 from profiler.quant.ops.registry import Family, spec_of_function
 from profiler.quant.qconfig import QConfig
 from profiler.quant.qtensor import QTensor, first_qtensor, user_line
-from profiler.quant.states import journal_of, named_fake_quants
+from profiler.quant.states import join_state
 
 FQN_ATTRIBUTE = "quant_fqn"
 _LOCAL = threading.local()
@@ -51,7 +51,7 @@ class EagerDispatch(CallTracker):
         module = generate(parent, call.name, name, qconfig)
         for fake_quant in module.modules():
             if isinstance(fake_quant, FakeQuantize):
-                _join_state(
+                join_state(
                     fake_quant, root, join(join(getattr(parent, FQN_ATTRIBUTE, ""), name), "activation_post_process")
                 )
         return module
@@ -100,17 +100,6 @@ def _leave(module: nn.Module, args: Any, output: Any) -> None:
     if not tracker.frames:
         _LOCAL.tracker = None
         tracker.__exit__(None, None, None)
-
-
-def _join_state(fake_quant: FakeQuantize, root: nn.Module, name: str) -> None:
-    """A late fake quant takes part in the state and the journal of the model it joins."""
-    sibling = next((fq for _, fq in named_fake_quants(root) if fq.journal is not None), None)
-    fake_quant.name, fake_quant.journal = name, journal_of(root)
-    if sibling is not None:
-        fake_quant.journal = sibling.journal
-        fake_quant.enable_observer(sibling.is_observer_on)
-        fake_quant.enable_fake_quant(sibling.is_fake_quant_on)
-        fake_quant.train(sibling.training)
 
 
 def _write_back(call: FunctionCall, args: tuple[Any, ...], result: Any) -> None:

@@ -11,6 +11,7 @@ from profiler.quant.eager.fuse import name_fused_groups
 from profiler.quant.fake_quant import FakeQuantize
 from profiler.quant.loading import match_bounds_after_load
 from profiler.quant.march import require_march
+from profiler.quant.modules import is_leaf
 from profiler.quant.observers import ObserverBase
 from profiler.quant.qconfig import propagate_qconfig
 from profiler.quant.states import attach_journal
@@ -57,7 +58,8 @@ def prepare_qat(
             continue
         setattr(module, FQN_ATTRIBUTE, name)
         install_hooks(module)
-        module._register_load_state_dict_pre_hook(create_from_keys, with_module=True)
+        if not is_leaf(module):  # only code that calls functions gets generated modules
+            module._register_load_state_dict_pre_hook(create_from_keys, with_module=True)
     attach_journal(model)
     setattr(model, EFFECTS_ATTRIBUTE, effects)
     model.register_load_state_dict_post_hook(match_bounds_after_load)  # type: ignore[no-untyped-call]
