@@ -16,6 +16,9 @@ from profiler.quant.policy import state_policy
 def _same_start() -> Iterator[None]:
     set_march("bayes")
     torch.manual_seed(0)
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the nets are so small that threads only wait for each other
     with state_policy("error"):
         yield
+    torch.set_num_threads(num_threads)
     assert _get_current_function_mode_stack() == [], "a torch function mode was left active"
