@@ -19,7 +19,8 @@ from profiler.capture.state_facts import state_record
 from profiler.errors import DataError, ModelError, NotCalibratedError, PrepareError, ProfilerError, UnsupportedOpError
 from profiler.profile_report import ProfileReport
 from profiler.quant.eager.convert import convert
-from profiler.quant.fx.prepare import LEAVES_ATTRIBUTE, prepare_qat_fx
+from profiler.quant.fx.parts import prepare_traceable
+from profiler.quant.fx.prepare import LEAVES_ATTRIBUTE
 from profiler.quant.modules import QuantOp
 from profiler.quant.policy import state_policy
 from profiler.quant.qconfig import default_calib_8bit_fake_quant_qconfig
@@ -50,7 +51,7 @@ def _profile_float(
     try_first_batch(reference, batches[0])
     qconfig_dict = options.qconfig_dict or {"": default_calib_8bit_fake_quant_qconfig}
     options.tell("prepare", 0, 1)
-    calib = prepare_qat_fx(
+    calib = prepare_traceable(
         reference,
         qconfig_dict,
         example_inputs=batches[0].positional(reference),

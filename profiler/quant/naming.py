@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+# Attribute name of an op inside the graph that was made around it alone: the graph stands at the op's own path.
+SELF_NAME = "_op"
 _GENERATED = re.compile(r"^_generated_(?P<function>\w+)_(?P<k>\d+)$")
 
 # Reads of facts about a tensor, and bookkeeping: they compute no activation and are never ops.
@@ -82,6 +84,8 @@ def parse_generated(name: str) -> tuple[str, int] | None:
 def op_name(fqn: str) -> str:
     """Op name of a module path: `block._generated_add_0` is the op `block.add_0`, any other path is itself."""
     parent, _, last = fqn.rpartition(".")
+    if last == SELF_NAME and parent:
+        return parent
     parsed = parse_generated(last)
     return join(parent, f"{parsed[0]}_{parsed[1]}") if parsed else fqn
 
