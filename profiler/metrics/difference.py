@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from profiler.metrics.distribution import MassHistogram
+from profiler.metrics.sums import sum_of_products, sum_of_squares, wide_enough
 from profiler.records import PairStats
 
 
@@ -27,7 +28,7 @@ class PairSums:
 
     def update(self, *, reference: Tensor, test: Tensor) -> None:
         """Add one pair of tensors of equal shape, real values, any float dtype."""
-        r, t = reference.detach().float().flatten(), test.detach().float().flatten()
+        r, t = wide_enough(reference).flatten(), wide_enough(test).flatten()
         finite = torch.isfinite(r) & torch.isfinite(t)
         if not bool(finite.all()):
             r, t = r[finite], t[finite]
@@ -36,11 +37,11 @@ class PairSums:
         error = t - r
         magnitude = error.abs()
         self.num_values += r.numel()
-        self.reference_squared += _sum(r * r)
-        self.test_squared += _sum(t * t)
-        self.product += _sum(r * t)
-        self.error_squared += _sum(error * error)
-        self.error_abs += _sum(magnitude)
+        self.reference_squared += sum_of_squares(r)
+        self.test_squared += sum_of_squares(t)
+        self.product += sum_of_products(r, t)
+        self.error_squared += sum_of_squares(error)
+        self.error_abs += float(magnitude.sum(dtype=torch.float64))
         self.error_max = max(self.error_max, float(magnitude.max()))
         if self.masses is None:
             self.masses = MassHistogram.of(r)
@@ -83,7 +84,3 @@ def sqnr_db(signal_squared: float, error_squared: float) -> float:
     if error_squared == 0:
         return math.inf
     return -math.inf if signal_squared == 0 else 10 * math.log10(signal_squared / error_squared)
-
-
-def _sum(x: Tensor) -> float:
-    return float(x.sum(dtype=torch.float64))

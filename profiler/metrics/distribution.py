@@ -8,11 +8,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from profiler.metrics.sums import sum_of_squares, wide_enough
 from profiler.records import ChannelStats, Histogram, QuantError, TensorStats
 
 _BINS = 128
 _MASS_BINS = 16
 _MASS_SAMPLE = 65536
+_LEAST_EXPONENT = -126
+_FLOAT32_EXPONENT = 100  # beyond 2^+-100 the bins' edges are computed in float64
+_CONSTANT = 1e-24  # var / mean square of a channel that never changes; one float32 step in a million values gives 3e-21
 
 
 @dataclass
@@ -42,22 +46,25 @@ class Moments:
 
 
 class GrowingHistogram:
-    """Counts in 128 equal bins over [-2^k, 2^k]; k grows by merging pairs of bins, so nothing is lost."""
+    """Counts in 128 equal bins over [-2^k, 2^k]; k grows by merging pairs of bins, so nothing is lost.
+
+    2^k is above every value, so that no value lies on the outer edge, whose bin would depend on the order of batches.
+    """
 
     def __init__(self) -> None:
         self.exponent: int | None = None
         self.counts = torch.zeros(_BINS, dtype=torch.int64)
 
     def update(self, x: Tensor, absmax: float) -> None:
-        """Add a flat tensor of finite float32 values with this largest magnitude."""
-        needed = math.ceil(math.log2(absmax)) if absmax > 0 else -126
-        needed = max(-126, min(127, needed))
+        """Add a flat tensor of finite values with this largest magnitude."""
+        needed = max(_LEAST_EXPONENT, math.frexp(absmax)[1])
         if self.exponent is None:
             self.exponent = needed
         while self.exponent < needed:
             self._double()
         bound = 2.0**self.exponent
-        self.counts += torch.histc(x, bins=_BINS, min=-bound, max=bound).to(torch.int64).cpu()
+        values = x if abs(self.exponent) <= _FLOAT32_EXPONENT else x.double()
+        self.counts += torch.histc(values, bins=_BINS, min=-bound, max=bound).to(torch.int64).cpu()
 
     def record(self) -> Histogram | None:
         """The histogram without empty ends, or None if nothing was added."""
@@ -80,29 +87,33 @@ class GrowingHistogram:
 
 @dataclass
 class ChannelSums:
-    """Per-channel absmax and moments."""
+    """Per-channel absmax and moments, merged by Chan's formula in float64."""
 
     absmax: Tensor
     count: int
-    total: Tensor
-    squared: Tensor
+    mean: Tensor
+    deviations: Tensor
 
     @staticmethod
     def of(rows: Tensor) -> ChannelSums:
         """Sums of `[C, n]` finite values."""
-        wide = rows.double()
-        return ChannelSums(wide.abs().amax(1), rows.shape[1], wide.sum(1), (wide * wide).sum(1))
+        wide, count = rows.double(), rows.shape[1]
+        var, mean = torch.var_mean(wide, dim=1, correction=0)
+        return ChannelSums(wide.abs().amax(1), count, mean, var * count)
 
     def add(self, other: ChannelSums) -> None:
         """Merge the sums of another batch."""
+        total = self.count + other.count
+        delta = other.mean - self.mean
         self.absmax = torch.maximum(self.absmax, other.absmax)
-        self.count += other.count
-        self.total, self.squared = self.total + other.total, self.squared + other.squared
+        self.deviations = self.deviations + other.deviations + delta * delta * (self.count * other.count / total)
+        self.mean = self.mean + delta * (other.count / total)
+        self.count = total
 
     def record(self, scale: float | None) -> ChannelStats:
         """Counts of live channels, and of those whose std spans less than 3 steps of `scale`."""
-        var = (self.squared / self.count - (self.total / self.count) ** 2).clamp_min(0)
-        live = var > 1e-12 * (self.squared / self.count).clamp_min(1e-30)
+        var = self.deviations / self.count
+        live = var > _CONSTANT * (self.mean * self.mean + var)
         coarse = live & (var.sqrt() < 3 * scale) if scale is not None else torch.zeros_like(live)
         return ChannelStats(
             num_channels=self.absmax.numel(),
@@ -130,7 +141,7 @@ class TensorSums:
 
     def update(self, x: Tensor, channel_axis: int | None = None) -> None:
         """Add one tensor of real values; `channel_axis` turns per-channel figures on."""
-        values = x.detach().float()
+        values = wide_enough(x)
         self.num_values += values.numel()
         flat = values.flatten()
         finite = torch.isfinite(flat)
@@ -184,7 +195,7 @@ class MassHistogram:
     def of(reference: Tensor) -> MassHistogram:
         """Edges at the quantiles of a sample; equal edges are merged."""
         step = max(1, reference.numel() // _MASS_SAMPLE)
-        quantiles = torch.arange(1, _MASS_BINS, dtype=torch.float32) / _MASS_BINS
+        quantiles = torch.arange(1, _MASS_BINS, dtype=reference.dtype) / _MASS_BINS
         return MassHistogram(torch.unique(torch.quantile(reference[::step].cpu(), quantiles)))
 
     def update(self, *, reference: Tensor, test: Tensor) -> None:
@@ -200,7 +211,7 @@ class MassHistogram:
 
     def _counts(self, x: Tensor) -> Tensor:
         """Counts between the edges, from the numbers of values below each edge."""
-        index = torch.bucketize(x, self.edges.to(x.device), out_int32=True)
+        index = torch.bucketize(x, self.edges.to(x), out_int32=True)
         return torch.bincount(index, minlength=self.edges.numel() + 1).double().cpu()
 
 
@@ -214,21 +225,23 @@ class QuantErrorSums:
     signal_energy: float = 0.0
 
     def update(self, x: Tensor, scale: float, quant_min: int, quant_max: int) -> None:
-        """Add a tensor of reference values, real."""
-        flat = x.detach().float().flatten()
+        """Add a tensor of reference values, real; NaN and Inf do not count."""
+        flat = wide_enough(x).flatten()
+        finite = torch.isfinite(flat)
+        if not bool(finite.all()):
+            flat = flat[finite]
         self.count += flat.numel()
-        self.signal_energy += float((flat * flat).sum(dtype=torch.float64))
+        self.signal_energy += sum_of_squares(flat)
         low, high = (quant_min - 0.5) * scale, (quant_max + 0.5) * scale
         outside = flat[(flat < low) | (flat > high)]
         self.num_clipped += outside.numel()
-        distance = outside - outside.clamp(quant_min * scale, quant_max * scale)
-        self.clip_energy += float((distance * distance).sum(dtype=torch.float64))
+        self.clip_energy += sum_of_squares(outside - outside.clamp(quant_min * scale, quant_max * scale))
 
     def record(self, scale: float, std: float) -> QuantError:
-        """Range against resolution; SQNR of an exactly represented tensor is inf."""
+        """Range against resolution; the SQNR of an empty or all-zero tensor is inf: zero has a code."""
         rounding = (self.count - self.num_clipped) * scale * scale / 12
         noise = rounding + self.clip_energy
-        own = math.inf if noise == 0 else 10 * math.log10(max(self.signal_energy, 1e-300) / noise)
+        own = math.inf if self.signal_energy == 0 or noise == 0 else 10 * math.log10(self.signal_energy / noise)
         return QuantError(
             codes_per_std=std / scale,
             clip_ratio=self.num_clipped / self.count if self.count else 0.0,
