@@ -146,7 +146,7 @@ def _run_demo(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"no sample model {arguments.model!r}; there are: {', '.join(sorted(SAMPLES))}")
     try:
         with StepProgress(make_console(stderr=True)) as progress:
-            progress("Loading torch and the sample model", 0, 1)
+            progress("load torch and the sample model", 0, 1)
             sample = importlib.import_module(SAMPLES[arguments.model])
             report: ProfileReport = sample.profile(out_dir=arguments.out, progress=progress)
     except ModuleNotFoundError as error:
@@ -158,7 +158,7 @@ def _run_demo(arguments: argparse.Namespace) -> int:
 
 def _run_model(arguments: argparse.Namespace) -> int:
     with StepProgress(make_console(stderr=True)) as progress:
-        progress("Loading model and data", 0, 1)
+        progress("load model and data", 0, 1)
         model: Any = make_from_target(arguments.model)
         data = make_from_target(arguments.data)
         evaluate = load_target(arguments.evaluate) if arguments.evaluate else None

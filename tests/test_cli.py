@@ -234,7 +234,7 @@ def test_run_tiny_model_names_its_steps_on_stderr(
     finished_run: tuple[Path, subprocess.CompletedProcess[str]],
 ) -> None:
     lines = finished_run[1].stderr.splitlines()
-    assert lines[0] == "Loading model and data"
+    assert lines[0] == "load model and data"
     assert len(lines) > 2
     assert "\x1b" not in finished_run[1].stderr
 
