@@ -167,9 +167,9 @@ def format_value(value: float) -> str:
 
 def _coverage_line(report: ProfileReport) -> str:
     coverage = report.coverage
-    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(coverage.reasons.items()))
+    reasons = "; ".join(f"{reason} ({count})" for reason, count in sorted(coverage.reasons.items()))
     line = f"Compared {coverage.compared} of {coverage.executed} op calls"
-    return f"{line} (not: {reasons})" if reasons else line
+    return f"{line}; not compared: {reasons}" if reasons else line
 
 
 def _count_line(findings: Sequence[Finding]) -> str:

@@ -48,7 +48,7 @@ def summary_of(report: FakeReport, width: int = 100) -> str:
 def test_print_summary_shows_verdict_coverage_and_page() -> None:
     text = summary_of(FakeReport())
     assert "int8 loses 20 points; the error enters at [conv1]." in text
-    assert "Compared 9 of 12 op calls (not: 2 uncalled, 1 unmatched)" in text
+    assert "Compared 9 of 12 op calls; not compared: uncalled (2); unmatched (1)" in text
     assert "Findings: none" in text
     assert "Page:    out/profiler.html" in text
     assert "Archive" not in text
