@@ -13,7 +13,7 @@ from profiler.quant.modules import QuantOp, adopt, place_like, quantized_output
 from profiler.quant.observers import FixedScaleObserver
 from profiler.quant.ops.registry import Family, OpSpec, register
 from profiler.quant.qconfig import QConfig
-from profiler.quant.qtensor import QTensor
+from profiler.quant.qtensor import QTensor, to_float
 
 
 class QuantStub(QuantOp):
@@ -47,11 +47,11 @@ class QuantStub(QuantOp):
 
 
 class DeQuantStub(QuantOp):
-    """Quantized to float, in every stage; a float tensor passes as it is."""
+    """Quantized to float, in every stage; a float tensor passes as it is, a nest of tensors tensor by tensor."""
 
     def forward(self, x: Any) -> Any:
         """Real values as a plain tensor."""
-        return x.dequantize() if isinstance(x, QTensor) else x
+        return x.dequantize() if isinstance(x, QTensor) else x if isinstance(x, Tensor) else to_float(x)
 
 
 class FakeQuantStub(QuantStub):

@@ -67,15 +67,16 @@ class BoundaryPlanner:
         """Insert the stubs and say what becomes quantized."""
         for node in list(self.graph.nodes):
             if node.op == "placeholder":
-                self.values[node] = Value.FLOAT if self.auto_stubs and _is_float(node) else Value.OUTSIDE
+                self.values[node] = Value.FLOAT if self.auto_stubs else Value.OUTSIDE
             elif node.op == "get_attr":
                 self.values[node] = Value.FLOAT if _is_float(node) else Value.OUTSIDE
             elif node.op == "call_module":
                 self.values[node] = self._visit(node)
             elif node.op == "output":
                 self._dequantize_inputs(node)
-            else:
-                self.values[node] = Value.OUTSIDE
+            else:  # plain Python, such as an index into a tuple of tensors
+                sources = [n for n in node.all_input_nodes if n in self.values]
+                self.values[node] = self.values[sources[0]] if sources else Value.OUTSIDE
         return self.plan
 
     def _visit(self, node: fx.Node) -> Value:
@@ -116,8 +117,8 @@ class BoundaryPlanner:
         self, node: fx.Node, module: nn.Module, spec: OpSpec | None, qconfig: QConfig | None, kinds: set[Value]
     ) -> Value:
         self._dequantize_inputs(node)
-        touches_region = Value.QUANTIZED in kinds or (spec is not None and spec.family is Family.GEMM)
-        if touches_region:
+        touches_region = bool(kinds & {Value.QUANTIZED, Value.FLOAT}) and node.meta.get("kind") not in ("int", "other")
+        if touches_region or (spec is not None and spec.family is Family.GEMM):
             name = op_name(str(node.target))
             requested = "None" if qconfig is None else qconfig.activation_dtype
             self.plan.effects.append(
@@ -205,4 +206,6 @@ def _float_reason(module: nn.Module, spec: OpSpec | None, qconfig: QConfig | Non
         return "qconfig is None"
     if spec is None:
         return f"no quantized form of {class_name(module)}: runs in float between automatic stubs"
+    if spec.family is Family.FUNCTION:
+        return "all its inputs are float: runs in float"
     return "its input is float: a QuantStub is missing before it"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import operator
+from collections import Counter
 from typing import Any
 
 import torch
@@ -17,7 +17,6 @@ _MAKES_TUPLE = frozenset(
 )
 _PYTHON = frozenset("getattr getitem setitem len int float bool eq ne lt le gt ge not is".split())
 _TUPLE_MODULES = (nn.RNNBase, nn.MultiheadAttention)
-_REFLECTED = {operator.add: False}
 
 
 def functions_to_modules(root: nn.Module, graph: fx.Graph) -> None:
@@ -26,10 +25,13 @@ def functions_to_modules(root: nn.Module, graph: fx.Graph) -> None:
     The modules are registered in the module whose code made the call; a module called twice shares them. In-place
     functions become plain ones: later users read the result.
     """
+    counts: Counter[tuple[int, str]] = Counter()
     for node in list(graph.nodes):
         if node.op not in ("call_function", "call_method") or not _is_op(root, node):
             continue
-        path = join(node.meta["scope"], generated_name(node.meta["function"], node.meta["k"]))
+        run = (node.meta["run"], node.meta["function"])
+        path = join(node.meta["scope"], generated_name(node.meta["function"], counts[run] + node.meta["skipped"]))
+        counts[run] += 1
         func = getattr(torch.Tensor, node.target) if node.op == "call_method" else node.target
         _add_module(root, path, FunctionOp(node.meta["function"], func))
         with graph.inserting_before(node):
@@ -43,14 +45,16 @@ def functions_to_modules(root: nn.Module, graph: fx.Graph) -> None:
 
 def _is_op(root: nn.Module, node: fx.Node) -> bool:
     name = node.meta["function"]
-    if name in NOT_OPS or (name in _PYTHON and name != "getitem"):
-        return False
-    if not any(isinstance(a, fx.Node) for a in _flat_nodes(node)):
+    sources = _flat_nodes(node)
+    if name in NOT_OPS or not sources:
         return False
     if "kind" in node.meta:
-        tensor_inputs = [a for a in _flat_nodes(node) if a.meta.get("kind") in ("float", "int")]
-        return bool(tensor_inputs) and (node.meta["kind"] != "other" or name != "getitem")
-    if all(_is_python_value(root, a) for a in _flat_nodes(node)):
+        # an operator or index on a tuple of tensors is plain Python; a function such as torch.cat on it is not
+        if getattr(node.target, "__module__", "") == "_operator" or node.target is getattr:
+            operands = node.args[:1] if name == "getitem" else node.args
+            return any(isinstance(a, fx.Node) and a.meta["kind"] in ("float", "int") for a in operands)
+        return any(source.meta["kind"] != "other" for source in sources)
+    if (name in _PYTHON and name != "getitem") or all(_is_python_value(root, a) for a in sources):
         return False
     return name != "getitem" or not _makes_tuple(root, node.args[0])
 
@@ -61,8 +65,6 @@ def _flat_nodes(node: fx.Node) -> list[fx.Node]:
 
 def _is_python_value(root: nn.Module, node: fx.Node) -> bool:
     """Whether a node is a number, a size or the like: a read of facts, or arithmetic on such reads."""
-    if node.op == "call_function" and node.target is getattr:
-        return True
     if node.op in ("call_function", "call_method"):
         name = node.meta.get("function", "")
         if name in NOT_OPS:

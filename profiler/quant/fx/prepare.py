@@ -81,7 +81,8 @@ def prepare_qat_fx(
         optimize_graph: accepted; no march in the table needs it yet.
         hybrid: accepted; automatic stubs are always there.
         hybrid_dict: `{"module_type": [T], "module_name": [n]}` stay in float.
-        example_inputs: positional inputs of one forward; lets the planner tell float from integer tensors.
+        example_inputs: positional inputs of one forward; lets the planner tell float from integer tensors, and fixes
+            arguments that hold no tensor (None, flags) at these values.
         high_precision_outputs: outputs of weighted ops that only feed DeQuantStubs stay unquantized.
 
     Raises:
@@ -91,7 +92,7 @@ def prepare_qat_fx(
     require_march()
     model = copy_model(model)
     auto_stubs = not has_stubs(model)
-    traced = trace(model)
+    traced = trace(model, example_inputs=None if example_inputs is None else tuple(example_inputs))
     if example_inputs is not None:
         _record_kinds_in_eval(model, traced.graph, tuple(example_inputs))
     functions_to_modules(model, traced.graph)
@@ -101,7 +102,8 @@ def prepare_qat_fx(
     plan = BoundaryPlanner(model, traced.graph, auto_stubs=auto_stubs).run()
     if high_precision_outputs:
         use_high_precision_outputs(model, traced.graph, plan)
-    effects = [*_swap(model, traced.graph, plan), *plan.effects, *no_effect, *_leaf_effects(traced)]
+    planned = [effect for effect in plan.effects if effect.op not in traced.untraceable]
+    effects = [*_swap(model, traced.graph, plan), *planned, *no_effect, *_leaf_effects(traced)]
     prepared = _graph_module(model, traced)
     for name in (prepare_custom_config_dict or {}).get("preserved_attributes", ()):
         setattr(prepared, name, getattr(model, name))

@@ -10,10 +10,14 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from profiler.errors import PrepareError
+from profiler.quant.fx.arguments import python_arguments
 from profiler.quant.modules import is_leaf
 from profiler.quant.naming import canonical_function_name
+from profiler.quant.ops.functional import tensors_in
 
 _LOGGER = logging.getLogger(__name__)
 _MAX_RETRIES = 200
@@ -21,24 +25,37 @@ _MAX_RETRIES = 200
 
 @dataclass
 class Scope:
-    """A module whose forward is being traced."""
+    """One run of a module's forward while it is traced, and the functions that it called on constants alone."""
 
     fqn: str
-    counts: Counter[str] = field(default_factory=Counter)
+    number: int
+    constant_calls: Counter[str] = field(default_factory=Counter)
 
 
 class QuantTracer(fx.Tracer):
-    """Tracer whose nodes know the calling module and the k of their function in it.
+    """Tracer whose nodes know which module's code made them.
 
-    `node.meta["scope"]` is the fqn of the module whose code made the node; function and method nodes also carry
-    `node.meta["function"]` (canonical name) and `node.meta["k"]`.
+    `node.meta["scope"]` is the fqn of that module and `node.meta["run"]` the number of that run of its forward.
+    Function and method nodes also carry `node.meta["function"]` (canonical name) and `node.meta["skipped"]`: how often
+    the same run had called it before on constants, which leaves no node but counts in the names of ops.
+
+    Args:
+        extra_leaves: paths of modules that stay leaves.
+        fixed: arguments of the root's forward that keep these plain Python values.
     """
 
-    def __init__(self, extra_leaves: set[str]) -> None:
+    def __init__(self, extra_leaves: set[str], fixed: dict[str, Any] | None = None) -> None:
         super().__init__()
-        self.extra_leaves = extra_leaves
+        self.extra_leaves, self.fixed = extra_leaves, fixed or {}
         self.failed: str | None = None
-        self._scopes = [Scope("")]
+        self.num_runs = 0
+        self._scopes = [Scope("", 0)]
+        self._has_default = False
+
+    @property
+    def innermost(self) -> Scope:
+        """The forward that is being traced."""
+        return self._scopes[-1]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Ops of this core and of torch.nn, and what could not be traced."""
@@ -49,7 +66,8 @@ class QuantTracer(fx.Tracer):
         fqn = self.path_of_module(m)
         if self.is_leaf_module(m, fqn):
             return super().call_module(m, forward, args, kwargs)
-        self._scopes.append(Scope(fqn))
+        self.num_runs += 1
+        self._scopes.append(Scope(fqn, self.num_runs))
         try:
             return super().call_module(m, forward, args, kwargs)
         except Exception:
@@ -59,16 +77,37 @@ class QuantTracer(fx.Tracer):
         finally:
             self._scopes.pop()
 
+    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **named: Any) -> Any:
+        """A proxy; a fixed argument keeps its placeholder in the signature, but the code gets its value."""
+        if kind == "placeholder":
+            self._has_default = self._has_default or bool(args)
+            args = (None,) if self._has_default and not args and not target.startswith("*") else args
+        proxy = super().create_proxy(kind, target, args, kwargs, *rest, **named)
+        return self.fixed[target] if kind == "placeholder" and target in self.fixed else proxy
+
     def create_node(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
         """Create a node with its scope and function name."""
         node = super().create_node(kind, target, *args, **kwargs)
-        scope = self._scopes[-1]
-        node.meta["scope"] = scope.fqn
+        node.meta["scope"], node.meta["run"] = self.innermost.fqn, self.innermost.number
         if kind in ("call_function", "call_method"):
-            name = canonical_function_name(target)
-            node.meta["function"], node.meta["k"] = name, scope.counts[name]
-            scope.counts[name] += 1
+            # a property such as x.T is a function of its own name
+            name = canonical_function_name(str(node.args[1]) if target is getattr else target)
+            node.meta["function"], node.meta["skipped"] = name, self.innermost.constant_calls[name]
         return node
+
+
+class _ConstantCalls(TorchFunctionMode):
+    """Counts the functions that traced code calls on constants: they run at once and leave no node."""
+
+    def __init__(self, tracer: QuantTracer) -> None:
+        super().__init__()
+        self.tracer = tracer
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if not any(isinstance(leaf, fx.Proxy) for leaf in tree_leaves([args, kwargs])):
+            self.tracer.innermost.constant_calls[canonical_function_name(func)] += 1
+        return func(*args, **kwargs)
 
 
 @dataclass(frozen=True)
@@ -79,23 +118,26 @@ class Traced:
     untraceable: dict[str, str]
 
 
-def trace(model: nn.Module, leaves: set[str] | None = None) -> Traced:
+def trace(model: nn.Module, leaves: set[str] | None = None, example_inputs: tuple[Any, ...] | None = None) -> Traced:
     """Trace a model; a submodule that cannot be traced stays a leaf, is named, and tracing starts again.
 
     Args:
         model: any module.
         leaves: paths that must stay leaves.
+        example_inputs: positional inputs of one forward; those without tensors (None, a flag, a number) are fixed.
 
     Raises:
         PrepareError: the forward of the model itself cannot be traced.
     """
     untraceable: dict[str, str] = {}
+    fixed = python_arguments(model, example_inputs)
     for _ in range(_MAX_RETRIES):
-        tracer = QuantTracer({*(leaves or ()), *untraceable})
+        tracer = QuantTracer({*(leaves or ()), *untraceable}, fixed)
         try:
-            return Traced(tracer.trace(model), untraceable)
+            with _ConstantCalls(tracer):
+                return Traced(tracer.trace(model), untraceable)
         except Exception as error:
-            reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+            reason = _describe(error)
             if not tracer.failed or tracer.failed in untraceable:
                 raise PrepareError(
                     f"{type(model).__name__}.forward cannot be traced symbolically ({reason}); use the eager "
@@ -108,19 +150,43 @@ def trace(model: nn.Module, leaves: set[str] | None = None) -> Traced:
 
 
 class _KindRecorder(fx.Interpreter):
+    def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """The next input; `**kwargs` is one input of its own."""
+        if str(target).startswith("**"):
+            return next(self.args_iter, {})
+        return super().placeholder(target, args, kwargs)
+
     def run_node(self, n: fx.Node) -> Any:
+        """Run a node and note the kind of its result."""
         result = super().run_node(n)
-        if isinstance(result, torch.Tensor):
-            n.meta["kind"] = "float" if result.is_floating_point() else "int"
-        else:
-            n.meta["kind"] = "other"
+        n.meta["kind"] = _kind(result)
         return result
 
 
-def record_kinds(model: nn.Module, graph: fx.Graph, args: tuple[Any, ...]) -> None:
-    """Run the traced graph once and note for each node whether it is a float tensor ("float"), "int" or "other".
+def _kind(result: Any) -> str:
+    if isinstance(result, torch.Tensor):
+        return "float" if result.is_floating_point() else "int"
+    return "tensors" if tensors_in(result) else "other"
 
-    A module that is in training mode is run in eval: statistics and the user's flags do not change.
+
+def record_kinds(model: nn.Module, graph: fx.Graph, args: tuple[Any, ...]) -> None:
+    """Run the traced graph once and note for each node what it gives: "float", "int", "tensors" (a nest) or "other".
+
+    The model must be in eval, so that no statistics change.
+
+    Raises:
+        PrepareError: the traced graph does not run on these inputs.
     """
-    with torch.no_grad():
-        _KindRecorder(model, graph=graph).run(*args)
+    try:
+        with torch.no_grad():
+            _KindRecorder(model, graph=graph).run(*args)
+    except Exception as error:
+        raise PrepareError(
+            f"{type(model).__name__}: the traced forward does not run on example_inputs ({_describe(error)}), though "
+            "the model itself may, because its code depends on values that tracing cannot see; use prepare_qat instead"
+        ) from error
+
+
+def _describe(error: Exception) -> str:
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0] if text else ''}"
