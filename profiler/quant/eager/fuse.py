@@ -33,8 +33,13 @@ class FusionGroup:
 
 
 def fused_class(module: nn.Module) -> type[FusedGemm] | None:
-    """Fused class of a weighted float module, or None where it cannot start a group."""
-    return _FUSED.get(type(module)) or (type(module) if isinstance(module, FusedGemm) else None)
+    """Fused class of a weighted float module, or None where it cannot start a group.
+
+    A fused module that already adds or activates ends its group: what follows must not move before that.
+    """
+    if isinstance(module, FusedGemm):
+        return type(module) if module.epilogue == Epilogue() else None
+    return _FUSED.get(type(module))
 
 
 def is_norm_of(norm: nn.Module, cls: type[FusedGemm]) -> bool:
