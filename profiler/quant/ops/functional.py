@@ -13,7 +13,7 @@ from profiler.quant.fake_quant import FakeQuantize
 from profiler.quant.modules import QuantOp, adopt, make_activation, quantized_output
 from profiler.quant.ops.registry import Family, OpSpec, get_spec, spec_of_function
 from profiler.quant.qconfig import QConfig
-from profiler.quant.qtensor import QTensor, first_qtensor, to_float, to_plain
+from profiler.quant.qtensor import QTensor, first_qtensor, to_float, to_plain, user_line
 
 
 class OutputQuant:
@@ -32,9 +32,15 @@ class OutputQuant:
 
 
 def run_fake_quant(spec: OpSpec, args: Any, kwargs: dict[str, Any], fake_quant: FakeQuantize | None) -> Any:
-    """The float function on real values, its output fake-quantized."""
+    """The float function on real values, its output fake-quantized.
+
+    Raises:
+        UnsupportedOpError: some tensor operands are quantized and others are not.
+    """
     if spec.float_fn is None:
         raise UnsupportedOpError(f"operator {spec.name} has no function form")
+    if fake_quant is not None:
+        _require_one_kind(args, kwargs, spec.name)
     return quantized_output(spec.float_fn(*to_plain(args), **to_plain(kwargs)), fake_quant)
 
 
@@ -48,9 +54,17 @@ def run_integer(spec: OpSpec, args: Any, kwargs: dict[str, Any], out: OutputQuan
         raise UnsupportedOpError(f"operator {spec.name} has no integer form")
     if out is None or first_qtensor([args, kwargs]) is None:
         return spec.float_fn(*to_float(args), **to_float(kwargs))
-    if any(not isinstance(t, QTensor) and t.is_floating_point() for t in tensors_in([args, kwargs])):
-        raise UnsupportedOpError(f"{where}: operands are partly float; put a QuantStub before each float operand")
+    _require_one_kind(args, kwargs, where)
     return spec.integer_fn(out, *args, **kwargs)
+
+
+def _require_one_kind(args: Any, kwargs: dict[str, Any], where: str) -> None:
+    operands = tensors_in([args, kwargs])
+    has_float = any(not isinstance(t, QTensor) and t.is_floating_point() for t in operands)
+    if has_float and any(isinstance(t, QTensor) for t in operands):
+        raise UnsupportedOpError(
+            f"{where}: operands are partly float, called at {user_line()}; put a QuantStub before each float operand"
+        )
 
 
 def tensors_in(value: Any) -> list[Tensor]:
