@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 import threading
+from types import FrameType
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
+from torch.overrides import _get_current_function_mode
 
 from profiler.errors import UnsupportedOpError
 from profiler.quant.calls import CallTracker, FunctionCall
@@ -22,7 +25,15 @@ _LOCAL = threading.local()
 
 
 class EagerDispatch(CallTracker):
-    """Sends functions on quantized values to `_generated_<function>_<k>` in the calling module."""
+    """Sends functions on quantized values to `_generated_<function>_<k>` in the calling module.
+
+    Args:
+        caller: Python frame of the call that this follows.
+    """
+
+    def __init__(self, caller: FrameType) -> None:
+        super().__init__()
+        self.caller = caller
 
     def call_function(self, call: FunctionCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one function, through its generated module where it makes values that need an own scale."""
@@ -34,7 +45,7 @@ class EagerDispatch(CallTracker):
         if module is None:
             module = self._create(call, name)
         result = module(*args, **kwargs)
-        _write_back(call, args, result)
+        _write_back(call, args, kwargs, result)
         return result
 
     def _create(self, call: FunctionCall, name: str) -> nn.Module:
@@ -86,8 +97,11 @@ def create_from_keys(module: nn.Module, state_dict: dict[str, Any], prefix: str,
 
 def _enter(module: nn.Module, args: Any) -> None:
     tracker = getattr(_LOCAL, "tracker", None)
+    if tracker is not None and _is_root(module) and not _is_running(tracker.caller):
+        _drop(tracker)
+        tracker = None
     if tracker is None:
-        tracker = _LOCAL.tracker = EagerDispatch()
+        tracker = _LOCAL.tracker = EagerDispatch(sys._getframe(1))
         tracker.__enter__()  # type: ignore[no-untyped-call]
     tracker.enter(module)
 
@@ -102,15 +116,41 @@ def _leave(module: nn.Module, args: Any, output: Any) -> None:
         tracker.__exit__(None, None, None)
 
 
-def _write_back(call: FunctionCall, args: tuple[Any, ...], result: Any) -> None:
-    """In-place spellings (`x.add_(y)`) also change the tensor they were called on."""
-    is_in_place = getattr(call.func, "__name__", "").rstrip("_") != getattr(call.func, "__name__", "")
+def _is_root(module: nn.Module) -> bool:
+    return module.__dict__.get(FQN_ATTRIBUTE) == ""
+
+
+def _is_running(frame: FrameType) -> bool:
+    """Whether a Python frame is on this thread's stack."""
+    running: FrameType | None = sys._getframe(1)
+    while running is not None and running is not frame:
+        running = running.f_back
+    return running is not None
+
+
+def _drop(tracker: EagerDispatch) -> None:
+    """Remove what a forward that was interrupted (Ctrl-C runs no forward hooks) left behind."""
+    tracker.frames.clear()
+    if _get_current_function_mode() is tracker:  # type: ignore[no-untyped-call]
+        tracker.__exit__(None, None, None)
+
+
+def _write_back(call: FunctionCall, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+    """In-place spellings (`x += y`, `x.add_(y)`, `inplace=True`) also change the tensor they were called on.
+
+    Raises:
+        UnsupportedOpError: `x.add_(y)` whose result has another dtype or shape than x.
+    """
+    name = getattr(call.func, "__name__", "")
+    is_method = name.endswith("_") and not name.startswith("__")
     target = args[0] if args else None
-    if not (is_in_place and isinstance(target, QTensor) and isinstance(result, QTensor)):
+    if not isinstance(target, QTensor) or not (is_method or name.startswith("__i") or kwargs.get("inplace")):
         return
-    if getattr(call.func, "__name__", "").startswith("__") and not getattr(call.func, "__name__", "").startswith("__i"):
-        return
-    data: Tensor = target.plain.data
-    if data.shape == result.shape:
-        data.copy_(result.plain.data)
+    if isinstance(result, QTensor) and (result.plain.dtype, result.shape) == (target.plain.dtype, target.shape):
+        target.plain.copy_(result.plain)
         target.scale, target.qdtype, target.ch_axis = result.scale, result.qdtype, result.ch_axis
+    elif is_method:
+        raise UnsupportedOpError(
+            f"{name} in {getattr(call.module, FQN_ATTRIBUTE, '')}, called at {user_line()}: the result does not fit "
+            f"into the {target.qdtype} tensor it was called on; write x = x + y instead"
+        )
