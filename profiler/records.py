@@ -119,7 +119,8 @@ class PairStats:
     """Error of a test tensor against its reference, merged over all batches.
 
     `cosine` and `sqnr_db` (dB): higher is better. `mse`, `l1`, `atol` (largest absolute error), `kl` (nats): lower is
-    better. `atol_scales` and `rms_lsb` are in steps of the test output's scale, None where it has no single scale.
+    better; `kl` is None where no distribution was kept. `atol_scales` and `rms_lsb` are in steps of the test output's
+    scale, None where it has no single scale.
     """
 
     num_values: int
@@ -128,7 +129,7 @@ class PairStats:
     mse: float
     l1: float
     atol: float
-    kl: float
+    kl: float | None
     atol_scales: float | None
     rms_lsb: float | None
 

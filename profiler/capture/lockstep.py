@@ -32,7 +32,7 @@ class OpPair:
     reason: str = ""
     reference_names: tuple[str, ...] = ()
     accumulated: PairSums = field(default_factory=PairSums)
-    injected: PairSums = field(default_factory=PairSums)
+    injected: PairSums = field(default_factory=lambda: PairSums(has_distribution=False))
     injected_reason: str = ""
     quant_error: QuantErrorSums = field(default_factory=QuantErrorSums)
 

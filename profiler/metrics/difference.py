@@ -9,13 +9,16 @@ import torch
 from torch import Tensor
 
 from profiler.metrics.distribution import MassHistogram
-from profiler.metrics.sums import sum_of_products, sum_of_squares, wide_enough
+from profiler.metrics.sums import is_finite, sum_of_magnitudes, sum_of_products, sum_of_squares, wide_enough
 from profiler.records import PairStats
 
 
 @dataclass
 class PairSums:
-    """Running sums of reference r and test t, error d = t - r; only values finite on both sides count."""
+    """Running sums of reference r and test t, error d = t - r; only values finite on both sides count.
+
+    `has_distribution` also keeps what the KL divergence needs, the dearest of the metrics.
+    """
 
     num_values: int = 0
     reference_squared: float = 0.0
@@ -24,28 +27,28 @@ class PairSums:
     error_squared: float = 0.0
     error_abs: float = 0.0
     error_max: float = 0.0
+    has_distribution: bool = True
     masses: MassHistogram | None = None
 
     def update(self, *, reference: Tensor, test: Tensor) -> None:
         """Add one pair of tensors of equal shape, real values, any float dtype."""
         r, t = wide_enough(reference).flatten(), wide_enough(test).flatten()
-        finite = torch.isfinite(r) & torch.isfinite(t)
-        if not bool(finite.all()):
+        if not (is_finite(r) and is_finite(t)):
+            finite = torch.isfinite(r) & torch.isfinite(t)
             r, t = r[finite], t[finite]
         if r.numel() == 0:
             return
         error = t - r
-        magnitude = error.abs()
         self.num_values += r.numel()
         self.reference_squared += sum_of_squares(r)
         self.test_squared += sum_of_squares(t)
         self.product += sum_of_products(r, t)
         self.error_squared += sum_of_squares(error)
-        self.error_abs += float(magnitude.sum(dtype=torch.float64))
-        self.error_max = max(self.error_max, float(magnitude.max()))
-        if self.masses is None:
-            self.masses = MassHistogram.of(r)
-        self.masses.update(reference=r, test=t)
+        self.error_abs += sum_of_magnitudes(error)
+        self.error_max = max(self.error_max, *(abs(float(v)) for v in torch.aminmax(error)))
+        if self.has_distribution:
+            self.masses = self.masses or MassHistogram.of(r)
+            self.masses.update(reference=r, test=t)
 
     def stats(self, scale: float | None) -> PairStats:
         """Metrics of all that was added.
@@ -62,10 +65,15 @@ class PairSums:
             mse=self.error_squared / count,
             l1=self.error_abs / count,
             atol=self.error_max,
-            kl=self.masses.kl() if self.masses is not None else 0.0,
+            kl=self._kl(),
             atol_scales=None if scale is None else self.error_max / scale,
             rms_lsb=None if scale is None else rms / scale,
         )
+
+    def _kl(self) -> float | None:
+        if not self.has_distribution:
+            return None
+        return self.masses.kl() if self.masses is not None else 0.0
 
 
 def cosine(sums: PairSums) -> float:

@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from profiler.metrics.sums import sum_of_squares, wide_enough
+from profiler.metrics.sums import is_finite, sum_of_squares, wide_enough
 from profiler.records import ChannelStats, Histogram, QuantError, TensorStats
 
 _BINS = 128
 _MASS_BINS = 16
 _MASS_SAMPLE = 65536
+_MASS_VALUES = 2**20  # most values of one tensor that are counted for the KL divergence
+_LARGE = 2**18
 _LEAST_EXPONENT = -126
 _FLOAT32_EXPONENT = 100  # beyond 2^+-100 the bins' edges are computed in float64
 _CONSTANT = 1e-24  # var / mean square of a channel that never changes; one float32 step in a million values gives 3e-21
@@ -33,9 +35,13 @@ class Moments:
         if count == 0:
             return
         var, mean = torch.var_mean(x.double(), correction=0)
+        self.add(count, float(mean), float(var) * count)
+
+    def add(self, count: int, mean: float, deviations: float) -> None:
+        """Merge the moments of other values."""
         total = self.count + count
-        delta = float(mean) - self.mean
-        self.deviations += float(var) * count + delta * delta * self.count * count / total
+        delta = mean - self.mean
+        self.deviations += deviations + delta * delta * self.count * count / total
         self.mean += delta * count / total
         self.count = total
 
@@ -110,6 +116,12 @@ class ChannelSums:
         self.mean = self.mean + delta * (other.count / total)
         self.count = total
 
+    def total(self) -> tuple[int, float, float]:
+        """Count, mean and sum of squared deviations of all channels together."""
+        mean = self.mean.mean()
+        deviations = self.deviations.sum() + self.count * ((self.mean - mean) ** 2).sum()
+        return self.count * self.mean.numel(), float(mean), float(deviations)
+
     def record(self, scale: float | None) -> ChannelStats:
         """Counts of live channels, and of those whose std spans less than 3 steps of `scale`."""
         var = self.deviations / self.count
@@ -123,6 +135,28 @@ class ChannelSums:
             absmax_median=float(self.absmax.median()),
             widest_channel=int(self.absmax.argmax()),
         )
+
+
+def channel_sums(values: Tensor, channel_axis: int) -> ChannelSums:
+    """Per-channel sums of a finite tensor along any axis.
+
+    Large images `[N, C, H, W]` are summed in float32 over each plane around the plane's own mean, and the planes are
+    merged in float64: as right as float64 throughout, without a float64 copy.
+    """
+    is_large = channel_axis == 1 and values.dim() > 3 and values.numel() >= _LARGE and values.dtype is torch.float32
+    if not is_large:
+        return ChannelSums.of(values.transpose(0, channel_axis).flatten(1))
+    planes = values.flatten(2)
+    length = planes.shape[2]
+    absmax = torch.maximum(planes.amax(2), -planes.amin(2)).amax(0).double()
+    centre = planes.sum(2) / length
+    around = planes - centre[:, :, None]
+    shift = around.sum(2).double() / length
+    deviations = torch.linalg.vector_norm(around, dim=2).double() ** 2 - shift**2 * length
+    sums = [ChannelSums(absmax, length, *plane) for plane in zip(centre.double() + shift, deviations, strict=True)]
+    for other in sums[1:]:
+        sums[0].add(other)
+    return sums[0]
 
 
 @dataclass
@@ -144,8 +178,8 @@ class TensorSums:
         values = wide_enough(x)
         self.num_values += values.numel()
         flat = values.flatten()
-        finite = torch.isfinite(flat)
-        if not bool(finite.all()):
+        if not is_finite(flat):
+            finite = torch.isfinite(flat)
             self.num_nan += int(torch.isnan(flat).sum())
             self.num_inf += int(torch.isinf(flat).sum())
             flat, channel_axis = flat[finite], None
@@ -153,14 +187,16 @@ class TensorSums:
             return
         low, high = (float(v) for v in torch.aminmax(flat))
         self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
-        self.moments.update(flat)
         self.histogram.update(flat, max(abs(low), abs(high)))
-        if channel_axis is not None and values.dim() > 1:
-            sums = ChannelSums.of(values.transpose(0, channel_axis).flatten(1))
-            if self.channels is None or self.channels.absmax.shape != sums.absmax.shape:
-                self.channels = sums
-            else:
-                self.channels.add(sums)
+        if channel_axis is None or values.dim() < 2:
+            self.moments.update(flat)
+            return
+        sums = channel_sums(values, channel_axis)
+        self.moments.add(*sums.total())
+        if self.channels is None or self.channels.absmax.shape != sums.absmax.shape:
+            self.channels = sums
+        else:
+            self.channels.add(sums)
 
     def count_clipped(self, codes: Tensor, quant_min: int, quant_max: int) -> None:
         """Add the number of codes at either end of the range."""
@@ -199,7 +235,9 @@ class MassHistogram:
         return MassHistogram(torch.unique(torch.quantile(reference[::step].cpu(), quantiles)))
 
     def update(self, *, reference: Tensor, test: Tensor) -> None:
-        """Add flat tensors."""
+        """Add flat tensors of equal length; of very large ones every k-th value, the same of both."""
+        step = max(1, reference.numel() // _MASS_VALUES)
+        reference, test = reference[::step].contiguous(), test[::step].contiguous()
         self.reference += self._counts(reference)
         self.test += self._counts(test)
 
@@ -227,9 +265,8 @@ class QuantErrorSums:
     def update(self, x: Tensor, scale: float, quant_min: int, quant_max: int) -> None:
         """Add a tensor of reference values, real; NaN and Inf do not count."""
         flat = wide_enough(x).flatten()
-        finite = torch.isfinite(flat)
-        if not bool(finite.all()):
-            flat = flat[finite]
+        if not is_finite(flat):
+            flat = flat[torch.isfinite(flat)]
         self.count += flat.numel()
         self.signal_energy += sum_of_squares(flat)
         low, high = (quant_min - 0.5) * scale, (quant_max + 0.5) * scale
