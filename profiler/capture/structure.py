@@ -37,9 +37,9 @@ def called_counts(stage: Stage) -> tuple[CalledCount, ...]:
     rows = []
     first: dict[int, str] = {}
     for name, module in stage.model.named_modules(remove_duplicate=False):
-        if not name or isinstance(module, (FakeQuantize, ObserverBase)) or not is_leaf(module):
+        if isinstance(module, (FakeQuantize, ObserverBase)) or not (is_leaf(module) or name in stage.extra_leaves):
             continue
-        if _is_inside_op(stage.model, name):
+        if _is_inside_op(stage, name):
             continue
         alias = first.setdefault(id(module), name)
         count = stage.called.get(name, 0) if alias == name else 0
@@ -239,7 +239,7 @@ def _real_weight(module: nn.Module | None) -> tuple[Tensor, Tensor]:
     assert isinstance(module, FakeQuantGemm)
     weight = module.weight_and_bias()[0].detach()
     was_on = module.weight_fake_quant.is_fake_quant_on
-    return (module.weight_fake_quant(weight) if was_on else weight), module.weight_fake_quant.scale
+    return (module.weight_fake_quant.quantize_weight(weight) if was_on else weight), module.weight_fake_quant.scale
 
 
 def _reference_weight(modules: dict[str, nn.Module], name: str, test: Gemm) -> Tensor | None:
@@ -255,10 +255,9 @@ def _reference_weight(modules: dict[str, nn.Module], name: str, test: Gemm) -> T
     return weight.detach() if norm is None else fold_batch_norm(weight, None, norm)[0]
 
 
-def _is_inside_op(model: nn.Module, name: str) -> bool:
-    parent = name.rpartition(".")[0]
-    while parent:
-        if is_leaf(model.get_submodule(parent)):
+def _is_inside_op(stage: Stage, name: str) -> bool:
+    while name:
+        name = name.rpartition(".")[0]
+        if name in stage.extra_leaves or is_leaf(stage.model.get_submodule(name)):
             return True
-        parent = parent.rpartition(".")[0]
     return False
