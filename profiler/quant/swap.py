@@ -22,9 +22,11 @@ from profiler.quant.ops.functional import (
 )
 from profiler.quant.ops.registry import Family, spec_of_function, spec_of_module
 from profiler.quant.qconfig import QConfig
-from profiler.quant.states import named_fake_quants
+from profiler.quant.states import JOURNAL_ATTRIBUTE, named_fake_quants
 
 EFFECTS_ATTRIBUTE = "quant_effects"
+LEAVES_ATTRIBUTE = "quant_leaves"
+_KEPT = {EFFECTS_ATTRIBUTE, LEAVES_ATTRIBUTE, JOURNAL_ATTRIBUTE}
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,14 @@ def copy_model(model: nn.Module) -> nn.Module:
     """
     if not isinstance(model, nn.Module):
         raise ModelError(f"expected an nn.Module, got {type(model).__name__}; pass the model itself")
+    memo: dict[int, Any] = {}
     try:
-        return copy.deepcopy(model)
+        copied = copy.deepcopy(model, memo)
+        for old in model.modules():
+            new = memo[id(old)]
+            for name in _KEPT & (old.__dict__.keys() - new.__dict__.keys()):  # a copied fx.GraphModule drops them
+                new.__dict__[name] = copy.deepcopy(old.__dict__[name], memo)
+        return copied
     except Exception as error:
         raise ModelError(
             f"{type(model).__name__} cannot be deep-copied ({error}); detach tensors that it keeps as attributes"

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from profiler.errors import PrepareError
-from profiler.quant.fx.prepare import LEAVES_ATTRIBUTE, has_stubs, prepare_qat_fx
+from profiler.quant.fx.prepare import has_stubs, prepare_qat_fx
 from profiler.quant.fx.qconfigs import apply_qconfig_dict
 from profiler.quant.fx.trace import trace
 from profiler.quant.loading import match_bounds_after_load
@@ -18,7 +18,7 @@ from profiler.quant.modules import is_leaf
 from profiler.quant.naming import SELF_NAME, join
 from profiler.quant.ops.registry import Family, spec_of_module
 from profiler.quant.states import attach_journal
-from profiler.quant.swap import EFFECTS_ATTRIBUTE, QuantEffect, copy_model
+from profiler.quant.swap import EFFECTS_ATTRIBUTE, LEAVES_ATTRIBUTE, QuantEffect, copy_model
 
 
 def prepare_traceable(

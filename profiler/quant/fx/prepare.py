@@ -22,14 +22,13 @@ from profiler.quant.ops.registry import Family, spec_of_module
 from profiler.quant.states import attach_journal
 from profiler.quant.swap import (
     EFFECTS_ATTRIBUTE,
+    LEAVES_ATTRIBUTE,
     QuantEffect,
     convert_modules,
     copy_model,
     effect_of,
     fake_quant_form,
 )
-
-LEAVES_ATTRIBUTE = "quant_leaves"
 
 
 def has_stubs(model: nn.Module) -> bool:
