@@ -68,14 +68,16 @@ def require_writable(out_dir: Path) -> None:
     Raises:
         ReportError: the folder cannot be made or written.
     """
+    place = out_dir
+    while not place.exists() and place.parent != place:
+        place = place.parent
     try:
-        out_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out_dir):
+        with tempfile.TemporaryFile(dir=place):
             pass
     except OSError as error:
         raise ReportError(
-            f"out_dir {str(out_dir)!r} cannot be written ({error.strerror or error}); pass another out_dir, or "
-            f"make it writable"
+            f"out_dir {str(out_dir)!r} cannot be written: {place}: {error.strerror or error}; pass another out_dir, "
+            "or make it a writable folder"
         ) from error
 
 

@@ -14,10 +14,9 @@ from profiler.capture.batches import take_batches
 from profiler.capture.state_facts import state_record
 from profiler.errors import ConfigError
 from profiler.profile_report import ProfileReport
-from profiler.quant.fx.prepare import LEAVES_ATTRIBUTE
 from profiler.quant.policy import state_policy
 from profiler.quant.states import FakeQuantState, named_fake_quants, set_fake_quantize
-from profiler.quant.swap import copy_model
+from profiler.quant.swap import LEAVES_ATTRIBUTE, copy_model
 from profiler.records import Mode
 
 TOOLS = (

@@ -12,20 +12,19 @@ from torch import nn
 from profiler.api.options import Options, chosen_march, require_finite_weights, require_writable
 from profiler.api.report_data import write_run
 from profiler.capture.assemble import comparison_record
-from profiler.capture.batches import Batch, take_batches
-from profiler.capture.lockstep import PairRun, run_pair
+from profiler.capture.batches import Batch, require_same_flags, take_batches
+from profiler.capture.lockstep import PairRun, forward_error, run_pair
 from profiler.capture.stage import Stage
 from profiler.capture.state_facts import state_record
-from profiler.errors import DataError, ModelError, NotCalibratedError, PrepareError, ProfilerError, UnsupportedOpError
+from profiler.errors import ModelError, NotCalibratedError, PrepareError, ProfilerError, UnsupportedOpError
 from profiler.profile_report import ProfileReport
 from profiler.quant.eager.convert import convert
 from profiler.quant.fx.parts import prepare_traceable
-from profiler.quant.fx.prepare import LEAVES_ATTRIBUTE
 from profiler.quant.modules import QuantOp
 from profiler.quant.policy import state_policy
 from profiler.quant.qconfig import default_calib_8bit_fake_quant_qconfig
 from profiler.quant.states import FakeQuantState, named_fake_quants, set_fake_quantize
-from profiler.quant.swap import copy_model
+from profiler.quant.swap import LEAVES_ATTRIBUTE, copy_model
 from profiler.records import StageMetric
 
 
@@ -48,7 +47,8 @@ def _profile_float(
     model: nn.Module, batches: Sequence[Batch], options: Options, notes: tuple[str, ...]
 ) -> ProfileReport:
     reference = copy_model(model).eval()
-    try_first_batch(reference, batches[0])
+    run_forward(reference, batches[0], "float", 0)
+    require_same_flags(batches)
     qconfig_dict = options.qconfig_dict or {"": default_calib_8bit_fake_quant_qconfig}
     options.tell("prepare", 0, 1)
     calib = prepare_traceable(
@@ -61,7 +61,7 @@ def _profile_float(
         raise PrepareError(
             f"{type(model).__name__}: no op of this model has a quantized form, so there is nothing to compare"
         )
-    calibrate(calib, batches, options)
+    calibrate(calib, reference, batches, options)
     was_training = (
         (f"{type(model).__name__} was in training mode: a copy in eval was profiled",) if model.training else ()
     )
@@ -117,46 +117,46 @@ def _compare_and_write(
     )
 
 
-def calibrate(calib: nn.Module, batches: Sequence[Batch], options: Options) -> None:
-    """Observe all batches, then put the model into VALIDATION."""
+def calibrate(calib: nn.Module, reference: nn.Module, batches: Sequence[Batch], options: Options) -> None:
+    """Observe all batches, then put the model into VALIDATION.
+
+    Raises:
+        ModelError: the float model raises on a batch; PrepareError: only the prepared model does.
+    """
     calib.eval()
     set_fake_quantize(calib, FakeQuantState.CALIBRATION)
-    with torch.no_grad():
-        for index, batch in enumerate(batches):
-            options.tell("calibrate", index, len(batches))
-            run_forward(calib, batch, "calib", index)
+    for index, batch in enumerate(batches):
+        options.tell("calibrate", index, len(batches))
+        try:
+            run_forward(calib, batch, "calib", index, is_first=False)
+        except PrepareError:
+            run_forward(reference, batch, "float", index)
+            raise
     options.tell("calibrate", len(batches), len(batches))
     calib.eval()
     set_fake_quantize(calib, FakeQuantState.VALIDATION)
 
 
-def try_first_batch(model: nn.Module, batch: Batch) -> None:
-    """Run the float model once, so that data that does not fit is found before anything else.
+def run_forward(model: nn.Module, batch: Batch, stage: str, index: int, *, is_first: bool = True) -> Any:
+    """One plain forward without gradients.
+
+    Args:
+        model: a stage.
+        batch: arguments of its forward.
+        stage: name of the stage.
+        index: number of the batch.
+        is_first: no other stage has run this batch.
 
     Raises:
-        DataError: the forward raises.
-    """
-    with torch.no_grad():
-        run_forward(model, batch, "float", 0)
-
-
-def run_forward(model: nn.Module, batch: Batch, stage: str, index: int) -> Any:
-    """One plain forward.
-
-    Raises:
-        DataError: the first batch fails; ModelError: a later one.
+        DataError, ModelError, PrepareError: the forward raised; see `forward_error`.
     """
     try:
-        return batch.run(model)
+        with torch.no_grad():
+            return batch.run(model)
     except ProfilerError:
         raise
     except Exception as error:
-        kind = DataError if index == 0 else ModelError
-        raise kind(
-            f"{type(model).__name__} ({stage}), batch {index} ({batch.shapes}): forward raised "
-            f"{type(error).__name__}: {error}; check "
-            "that the batch is what the model expects (shape, dtype, preprocessing), or pass batch_process_func"
-        ) from error
+        raise forward_error(stage, index, batch, error, is_first=is_first) from error
 
 
 def compare_stages(
@@ -187,21 +187,31 @@ def evaluate_stages(stages: dict[str, nn.Module], options: Options) -> tuple[Sta
     return tuple(results)
 
 
-def _evaluate(evaluate: Callable[[nn.Module], float], name: str, model: nn.Module) -> float:
+def _evaluate(evaluate: Callable[[nn.Module], Any], name: str, model: nn.Module) -> float:
     model.eval()
     try:
         with torch.no_grad(), state_policy("ignore"):
-            value = float(evaluate(model))
+            value = evaluate(model)
     except Exception as error:
         raise ModelError(
-            f"evaluate raised {type(error).__name__} on the {name} model: {error}; it must take a model and "
-            f"return a number"
+            f"evaluate raised {type(error).__name__} on the {name} model: {error}; it must take a model and return "
+            "a number"
         ) from error
     finally:
         model.eval()
-    if math.isnan(value):
-        raise ModelError(f"evaluate returned NaN on the {name} model; expected a number")
-    return value
+    if isinstance(value, (str, bytes)) or not hasattr(value, "__float__"):
+        raise ModelError(f"evaluate returned {value!r} ({type(value).__name__}) on the {name} model; expected a number")
+    return _finite(value, name)
+
+
+def _finite(value: Any, name: str) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ModelError(f"evaluate returned {value!r} on the {name} model; expected one number ({error})") from error
+    if not math.isfinite(number):
+        raise ModelError(f"evaluate returned {number} on the {name} model; expected a finite number")
+    return number
 
 
 def _convert(test: nn.Module, notes: list[str]) -> nn.Module | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -117,6 +117,27 @@ def fit_batch(given: Any, model: nn.Module, index: int) -> tuple[Batch, str]:
                 )
             return Batch(args[:length]), note
     return _bind(model, Batch(args), index), ""
+
+
+def require_same_flags(batches: Sequence[Batch]) -> None:
+    """All batches must agree in the arguments that hold no tensor: a traced model holds one value of each.
+
+    Raises:
+        DataError: a batch has another None, flag or number than the first.
+    """
+    first = _flags(batches[0])
+    for index, batch in enumerate(batches):
+        flags = _flags(batch)
+        if flags != first:
+            raise DataError(
+                f"batch {index} has the arguments {flags} where batch 0 has {first}; expected the same in all batches "
+                "(only tensors may differ): profile each kind of batch on its own"
+            )
+
+
+def _flags(batch: Batch) -> dict[str, Any]:
+    given = {**{str(i): value for i, value in enumerate(batch.args)}, **batch.kwargs}
+    return {name: value for name, value in given.items() if not tensors_in(value)}
 
 
 def fingerprint(batches: Iterable[Batch]) -> str:

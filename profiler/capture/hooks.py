@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from profiler.capture.overwriting import may_overwrite
 from profiler.capture.source import calling_line
 from profiler.quant.calls import CallTracker, FunctionCall
 from profiler.quant.modules import Identity, is_leaf, type_name
@@ -36,7 +37,8 @@ class Rerun:
     kwargs: Any
 
     def __call__(self, tensors: list[Tensor]) -> Any:
-        return self.func(*_fill(self.args, tensors), **_fill(self.kwargs, tensors))
+        result = self.func(*_fill(self.args, tensors), **_fill(self.kwargs, tensors))
+        return tensors[0] if result is None and tensors else result
 
 
 @dataclass(frozen=True)
@@ -55,15 +57,18 @@ class OpCall:
     rerun: Rerun
     source: str
     is_pass_through: bool
+    overwrites: bool
 
 
 @dataclass
 class _Pending:
     name: str
+    live: list[Tensor]
     inputs: list[Tensor]
     producers: tuple[str | None, ...]
     rerun: Rerun
     source: str
+    overwrites: bool
 
 
 class Recorder(CallTracker):
@@ -74,7 +79,12 @@ class Recorder(CallTracker):
         on_call: gets each `OpCall`.
         before_call: gets the input tensors of each op that may overwrite them, before it runs.
         extra_leaves: paths of modules that count as one op.
-        with_source: look up the user's source line of each call.
+        known: names of op calls whose source line is not looked up.
+
+    Attributes:
+        called: how often each module ran.
+        current: the op that began last.
+        own_error: what our own measuring raised, if anything; the model is not to blame then.
     """
 
     def __init__(
@@ -83,15 +93,17 @@ class Recorder(CallTracker):
         on_call: Callable[[OpCall], None],
         before_call: Callable[[list[Tensor]], None] | None = None,
         extra_leaves: frozenset[str] = frozenset(),
-        with_source: bool = False,
+        known: Container[str] = (),
     ) -> None:
         super().__init__()
         self.model, self.on_call, self.before_call = model, on_call, before_call
-        self.extra_leaves, self.with_source = extra_leaves, with_source
+        self.extra_leaves, self.known = extra_leaves, known
         self.names = {id(m): n for n, m in reversed(list(model.named_modules()))}
         self.called: Counter[str] = Counter()
         self.calls: Counter[str] = Counter()
         self.current = ""
+        self.own_error: Exception | None = None
+        self._token = object()  # tensors that outlive a forward keep the name of their producer in it
         self._pending: list[_Pending] = []
 
     def call_function(self, call: FunctionCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -124,35 +136,42 @@ class Recorder(CallTracker):
         if not is_op or is_inside_op or not self._pending:
             return
         pending = self._pending.pop()
-        if output is None:
+        if output is None:  # it raised, or gives nothing
             return
         method = args[0] if args and isinstance(args[0], str) else ""
         self._end(pending, module, type_name(module), method, output)
 
+    def producer_of(self, tensor: Tensor) -> str | None:
+        """Name of the op call of this forward that made a tensor, or None."""
+        made_by = getattr(tensor, _PRODUCER, None)
+        return made_by[1] if made_by is not None and made_by[0] is self._token else None
+
     def _begin(self, name: str, inputs: list[Tensor], func: Any, args: Any, kwargs: Any) -> _Pending:
         self.current = name
-        overwrites = _may_overwrite(func, kwargs)
+        overwrites = may_overwrite(func, args, kwargs)
         if self.before_call is not None and overwrites:
-            with _outside_the_model():
+            with self._measuring():
                 self.before_call(inputs)
-        producers = tuple(getattr(t, _PRODUCER, None) for t in inputs)
+        producers = tuple(self.producer_of(t) for t in inputs)
         counter = iter(range(len(inputs)))
         rerun = Rerun(func, _slots(args, counter), _slots(kwargs, counter))
-        if overwrites:
-            inputs = [t.clone() for t in inputs]
-        return _Pending(name, inputs, producers, rerun, calling_line() if self.with_source else "")
+        saved = [t.clone() for t in inputs] if overwrites else inputs
+        is_known = call_name(name, self.calls[name]) in self.known
+        source = "" if is_known else calling_line()
+        return _Pending(name, inputs, saved, producers, rerun, source, overwrites)
 
     def _end(self, pending: _Pending, module: nn.Module | None, kind: str, method: str, result: Any) -> None:
-        outputs = tensors_in(result)
+        # x[i] = y gives nothing: what it wrote to is its output
+        outputs = pending.live[:1] if result is None and pending.overwrites else tensors_in(result)
         if not outputs:
             return
         call = self.calls[pending.name]
         self.calls[pending.name] += 1
         name = call_name(pending.name, call)
-        passes = isinstance(module, (nn.Identity, nn.Dropout)) and any(o is i for o in outputs for i in pending.inputs)
+        passes = isinstance(module, (nn.Identity, nn.Dropout)) and any(o is i for o in outputs for i in pending.live)
         if not passes:
             for tensor in outputs:
-                setattr(tensor, _PRODUCER, name)
+                setattr(tensor, _PRODUCER, (self._token, name))
         event = OpCall(
             name=name,
             op_name=pending.name,
@@ -166,15 +185,20 @@ class Recorder(CallTracker):
             rerun=pending.rerun,
             source=pending.source,
             is_pass_through=passes or isinstance(module, Identity),
+            overwrites=pending.overwrites,
         )
-        with _outside_the_model():
+        with self._measuring():
             self.on_call(event)
 
-
-def producer_of(tensor: Tensor) -> str | None:
-    """Name of the op call that made a tensor in the last recorded forward."""
-    name = getattr(tensor, _PRODUCER, None)
-    return name if isinstance(name, str) else None
+    @contextmanager
+    def _measuring(self) -> Iterator[None]:
+        """Our own computing inside hooks is not part of the model: no function mode sees it, its errors are ours."""
+        try:
+            with torch._C.DisableTorchFunction():
+                yield
+        except Exception as error:
+            self.own_error = error
+            raise
 
 
 @contextmanager
@@ -190,23 +214,6 @@ def recording(recorder: Recorder) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-@contextmanager
-def _outside_the_model() -> Iterator[None]:
-    """Our own computing inside hooks is not part of the model: no function mode sees it."""
-    with torch._C.DisableTorchFunction():
-        yield
-
-
-def _may_overwrite(func: Any, kwargs: Any) -> bool:
-    """Whether an op changes its input: an in-place module, `x.add_(y)`, `x += y`, or `inplace=True`."""
-    owner = getattr(func, "__self__", None)
-    if isinstance(owner, nn.Module):
-        return bool(getattr(owner, "inplace", False))
-    name = getattr(func, "__name__", "")
-    is_method = name.endswith("_") and not name.endswith("__")
-    return is_method or name.startswith("__i") or bool(kwargs.get("inplace"))
 
 
 def _slots(value: Any, counter: Iterator[int]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +14,7 @@ from profiler.capture.batches import Batch
 from profiler.capture.hooks import OpCall, Recorder, recording
 from profiler.capture.pairing import Pairing, Partner
 from profiler.capture.stage import OpFacts, Stage, real_values
-from profiler.errors import DataError, ModelError, ProfilerError
+from profiler.errors import DataError, ModelError, PrepareError, ProfilerError
 from profiler.metrics.difference import PairSums
 from profiler.metrics.distribution import QuantErrorSums
 from profiler.quant.ops.functional import tensors_in
@@ -22,6 +23,7 @@ from profiler.quant.qtensor import QTensor
 from profiler.records import Status
 
 Progress = Callable[[str, int, int], None]
+_NESTS = (Tensor, tuple, list, dict)
 
 
 @dataclass
@@ -31,10 +33,26 @@ class OpPair:
     status: Status
     reason: str = ""
     reference_names: tuple[str, ...] = ()
+    num_compared: int = 0
+    num_problems: int = 0
     accumulated: PairSums = field(default_factory=PairSums)
     injected: PairSums = field(default_factory=lambda: PairSums(has_distribution=False))
     injected_reason: str = ""
     quant_error: QuantErrorSums = field(default_factory=QuantErrorSums)
+
+    def note_compared(self, names: tuple[str, ...]) -> None:
+        """A batch on which the op was compared: one is enough for a row with numbers."""
+        self.num_compared += 1
+        self.status, self.reference_names = "compared", names
+        if not self.num_problems:
+            self.reason = ""
+
+    def note_problem(self, status: Status, reason: str) -> None:
+        """A batch on which it could not be compared."""
+        self.num_problems += 1
+        if self.num_compared == 0:
+            self.status = status
+        self.reason = reason
 
 
 @dataclass
@@ -82,27 +100,49 @@ def run_pair(
     return run
 
 
-def forward_recorded(stage: Stage, batch: Batch, index: int, recorder: Recorder) -> Any:
+def forward_recorded(stage: Stage, batch: Batch, index: int, recorder: Recorder, *, is_first: bool) -> Any:
     """One recorded forward.
 
+    Args:
+        stage: whose model runs.
+        batch: its arguments.
+        index: number of the batch.
+        recorder: what to tell of each op call.
+        is_first: no other stage has run this batch: if it fails, the batch or the model is to blame.
+
     Raises:
-        DataError: the first batch of a model fails: it does not fit.
-        ModelError: a later batch fails.
+        DataError, ModelError, PrepareError: the forward raised; see `forward_error`.
     """
     try:
         with recording(recorder):
-            return batch.run(stage.model)
+            result = batch.run(stage.model)
     except ProfilerError:
         raise
     except Exception as error:
-        kind = DataError if index == 0 else ModelError
-        advice = (
-            "check that the batch is what the model expects (shape, dtype, preprocessing), or pass batch_process_func"
-        )
-        raise kind(
-            f"{stage.name} model, batch {index} ({batch.shapes}): forward raised {type(error).__name__}: {error}; "
-            f"the last op that began was {recorder.current or 'none'}; {advice}"
-        ) from error
+        if recorder.own_error is not None:
+            raise
+        raise forward_error(stage.name, index, batch, error, recorder.current, is_first=is_first) from error
+    if recorder.own_error is not None:
+        raise recorder.own_error
+    return result
+
+
+def forward_error(
+    stage: str, index: int, batch: Batch, error: Exception, current: str = "", *, is_first: bool
+) -> ProfilerError:
+    """What to raise where the forward of a stage raised.
+
+    Returns:
+        DataError for the first batch (it does not fit the model), ModelError for a later one; PrepareError where an
+        earlier stage of the model takes the batch.
+    """
+    place = f"; the last op that began was {current}" if current else ""
+    what = f"{stage} model, batch {index} ({batch.shapes}): forward raised {type(error).__name__}: {error}{place}; "
+    if not is_first:
+        return PrepareError(what + "the stage before it takes this batch: set qconfig = None on the part that fails")
+    kind = DataError if index == 0 else ModelError
+    advice = "check that the batch is what the model expects (shape, dtype, preprocessing), or pass batch_process_func"
+    return kind(what + advice)
 
 
 class _BatchPair:
@@ -120,16 +160,15 @@ class _BatchPair:
     def run(self) -> None:
         """Reference forward, then test forward, then the models' outputs."""
         reference, test = self.run_sums.reference, self.run_sums.test
-        first = self.index == 0
         recorder = Recorder(
-            reference.model, self._reference_call, self._save_before, self.extra_leaves, with_source=first
+            reference.model, self._reference_call, self._save_before, self.extra_leaves, known=reference.facts
         )
-        expected = forward_recorded(reference, self.batch, self.index, recorder)
-        test_recorder = Recorder(test.model, self._test_call, None, self.extra_leaves, with_source=False)
-        actual = forward_recorded(test, self.batch, self.index, test_recorder)
-        if first:
-            reference.called, test.called = dict(recorder.called), dict(test_recorder.called)
-        self._compare_outputs(expected, actual)
+        expected = forward_recorded(reference, self.batch, self.index, recorder, is_first=True)
+        test_recorder = Recorder(test.model, self._test_call, None, self.extra_leaves, known=test.facts)
+        actual = forward_recorded(test, self.batch, self.index, test_recorder, is_first=False)
+        reference.count_calls(recorder.called, self.extra_leaves)
+        test.count_calls(test_recorder.called, self.extra_leaves)
+        self._compare_outputs(expected, actual, test_recorder)
 
     def _reference_call(self, call: OpCall) -> None:
         self.run_sums.reference.add(call)
@@ -160,10 +199,11 @@ class _BatchPair:
         outputs = [real_values(t) for t in call.outputs]
         problem = _mismatch(expected, outputs, partner)
         if problem is not None:
-            pair.status, pair.reason = problem
+            pair.note_problem(*problem)
             return
         assert expected is not None
-        for r, t in zip(expected, outputs, strict=True):
+        pair.note_compared(partner.names)
+        for r, t in _float_pairs(expected, outputs):
             pair.accumulated.update(reference=r, test=t)
             _add_quant_error(pair.quant_error, r, call.outputs)
         self._inject(call, partner, pair, outputs)
@@ -185,7 +225,7 @@ class _BatchPair:
         if again is None or [a.shape for a in again] != [o.shape for o in outputs]:
             pair.injected_reason = "the test op has other inputs than the reference op"
             return
-        for r, t in zip(again, outputs, strict=True):
+        for r, t in _float_pairs(again, outputs):
             pair.injected.update(reference=r, test=t)
 
     def _rerun(self, call: OpCall, partner: Partner) -> list[Tensor] | None:
@@ -201,20 +241,22 @@ class _BatchPair:
                 if not follows and not rest:
                     return None
                 tensors.append(value[0] if follows else _as_input(rest.pop(0), reference))
+            if reference.overwrites:  # the test model's tensors must stay as they are
+                tensors = [t.clone() for t in tensors]
             value = tensors_in(reference.rerun(tensors))
         return [real_values(t) for t in value] if not rest else None
 
     def _is_automatic_stub(self, call: OpCall, partner: Partner) -> bool:
         return self.run_sums.test.facts[call.name].is_stub and not self.facts[partner.names[-1]].is_stub
 
-    def _compare_outputs(self, expected: Any, actual: Any) -> None:
+    def _compare_outputs(self, expected: Any, actual: Any, recorder: Recorder) -> None:
         references, tests = tensors_in(_plain_nest(expected)), tensors_in(_plain_nest(actual))
         run = self.run_sums
         error = signal = 0.0
         for i, (r, t) in enumerate(zip(references, tests, strict=False)):
             if i >= len(run.outputs):
                 run.outputs.append(PairSums())
-                run.output_producers.append(getattr(t, "_profiler_producer", None))
+                run.output_producers.append(recorder.producer_of(t))
             r, t = real_values(r), real_values(t)
             if r.shape == t.shape and r.is_floating_point():
                 sums = PairSums()
@@ -231,9 +273,15 @@ def _mismatch(expected: list[Tensor] | None, outputs: list[Tensor], partner: Par
     if [tuple(e.shape) for e in expected] != [tuple(o.shape) for o in outputs]:
         shapes = f"{[tuple(e.shape) for e in expected]} against {[tuple(o.shape) for o in outputs]}"
         return "shape_mismatch", f"mismatch shape: {shapes}"
-    if not all(o.is_floating_point() and e.is_floating_point() for e, o in zip(expected, outputs, strict=True)):
+    if not _float_pairs(expected, outputs):
         return "unsupported", "integer or bool output: counted, not compared"
     return None
+
+
+def _float_pairs(expected: list[Tensor], outputs: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """The outputs that can be compared by value; indices (of a max, say) cannot."""
+    pairs = zip(expected, outputs, strict=True)
+    return [(e, o) for e, o in pairs if e.is_floating_point() and o.is_floating_point()]
 
 
 def _add_quant_error(sums: QuantErrorSums, reference: Tensor, outputs: list[Tensor]) -> None:
@@ -255,9 +303,12 @@ def _takes_qtensors(module: nn.Module) -> bool:
 
 
 def _plain_nest(value: Any) -> Any:
-    """Outputs of any kind as nests that can be walked: dataclasses and named outputs become dicts."""
-    if isinstance(value, (Tensor, tuple, list, dict)) or value is None:
-        return value
-    if hasattr(value, "to_tuple"):
-        return value.to_tuple()
-    return dict(getattr(value, "__dict__", {}))
+    """Outputs of any kind as nests that can be walked: objects with fields become dicts."""
+    if isinstance(value, dict):
+        return {key: _plain_nest(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_plain_nest(item) for item in value]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return [_plain_nest(getattr(value, f.name)) for f in dataclasses.fields(value)]
+    fields = {} if isinstance(value, Tensor) or value is None else getattr(value, "__dict__", {})
+    return {k: _plain_nest(v) for k, v in fields.items() if isinstance(v, _NESTS)} if fields else value

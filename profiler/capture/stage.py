@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -28,7 +29,7 @@ class TensorFacts:
 
 @dataclass(frozen=True)
 class OpFacts:
-    """One op call, as seen in the first batch."""
+    """One op call, as seen in the first batch that had it."""
 
     name: str
     op_name: str
@@ -66,6 +67,13 @@ class Stage:
     outputs: dict[str, TensorSums] = field(default_factory=dict)
     inputs: dict[tuple[str, int], TensorSums] = field(default_factory=dict)
     called: dict[str, int] = field(default_factory=dict)
+    extra_leaves: frozenset[str] = frozenset()
+
+    def count_calls(self, called: Mapping[str, int], extra_leaves: frozenset[str]) -> None:
+        """Take the module calls of one forward; of several forwards the largest number counts."""
+        self.extra_leaves = extra_leaves
+        for name, count in called.items():
+            self.called[name] = max(self.called.get(name, 0), count)
 
     def add(self, call: OpCall) -> None:
         """Take one op call into the sums."""
