@@ -152,7 +152,8 @@ def fingerprint(batches: Iterable[Batch]) -> str:
 def update_digest(digest: Any, tensor: Tensor) -> None:
     """Feed a tensor's dtype, shape and bytes to a digest."""
     digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-    digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    flat = torch.empty(tensor.numel(), dtype=tensor.dtype).copy_(tensor.detach().cpu().reshape(-1))
+    digest.update(flat.view(torch.uint8).numpy().tobytes())
 
 
 def _iterate(data: Any) -> Iterable[Any]:
