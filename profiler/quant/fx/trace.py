@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,7 +44,7 @@ class QuantTracer(fx.Tracer):
         fixed: arguments of the root's forward that keep these plain Python values.
     """
 
-    def __init__(self, extra_leaves: set[str], fixed: dict[str, Any] | None = None) -> None:
+    def __init__(self, extra_leaves: Collection[str] = (), fixed: dict[str, Any] | None = None) -> None:
         super().__init__()
         self.extra_leaves, self.fixed = extra_leaves, fixed or {}
         self.failed: str | None = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from typing import Any
 
 import torch
@@ -95,6 +97,20 @@ class FunctionOp(QuantOp):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the function."""
         return self.func(*args, **{**self.bound, **kwargs})
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Functions that pickle cannot find by themselves (F.max_pool2d) go as module and name."""
+        state = self.__dict__.copy()
+        owner, name = getattr(self.func, "__module__", None), getattr(self.func, "__name__", "")
+        if getattr(sys.modules.get(owner or ""), name, None) is self.func is not None:
+            state["func"] = (owner, name)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        if isinstance(self.func, tuple):
+            owner, name = self.func
+            self.func = getattr(importlib.import_module(owner), name)
 
     def extra_repr(self) -> str:
         return ", ".join([self.function, *(f"{k}={v}" for k, v in self.bound.items())])
