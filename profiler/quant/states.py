@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from enum import Enum
 
-from torch import nn
+from torch import fx, nn
 
 from profiler.errors import PrepareError, StateError
 from profiler.quant.fake_quant import FakeQuantize
@@ -57,6 +57,8 @@ def named_fake_quants(model: nn.Module) -> Iterator[tuple[str, FakeQuantize]]:
 def journal_of(model: nn.Module) -> Journal | None:
     """The journal of a prepared model, or None."""
     journal = getattr(model, JOURNAL_ATTRIBUTE, None)
+    if journal is None and isinstance(model, fx.GraphModule):  # a deep copy of one keeps fx's own attributes only
+        journal = next((fq.journal for _, fq in named_fake_quants(model)), None)
     return journal if isinstance(journal, Journal) else None
 
 

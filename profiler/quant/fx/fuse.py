@@ -129,5 +129,5 @@ def _module(root: nn.Module, node: fx.Node) -> nn.Module:
 
 def _set_module(root: nn.Module, path: str, module: nn.Module) -> None:
     parent, _, name = path.rpartition(".")
-    module.train(root.training)
+    module.train(root.get_submodule(path).training)
     setattr(root.get_submodule(parent), name, module)

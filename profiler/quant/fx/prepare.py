@@ -129,6 +129,9 @@ def convert_fx(
     if not inplace:
         copied = copy_model(graph_module)
         assert isinstance(copied, fx.GraphModule)
+        for name in (EFFECTS_ATTRIBUTE, LEAVES_ATTRIBUTE):  # fx copies its own attributes only
+            if hasattr(graph_module, name):
+                setattr(copied, name, getattr(graph_module, name))
         graph_module = copied
     convert_modules(graph_module, _remove_qconfig)
     return graph_module
@@ -173,6 +176,10 @@ def _record_kinds_in_eval(model: nn.Module, graph: fx.Graph, args: tuple[Any, ..
 def _graph_module(model: nn.Module, traced: Traced) -> fx.GraphModule:
     prepared = fx.GraphModule(model, traced.graph, class_name=type(model).__name__)
     prepared.graph.eliminate_dead_code()
+    for node in prepared.graph.nodes:
+        if isinstance(node.type, str):  # from `from __future__ import annotations`; fx cannot pickle such a graph
+            node.type = None
     prepared.recompile()
-    prepared.train(model.training)
+    for path, module in prepared.named_modules():  # containers are new; each takes the flag of the user's
+        module.training = model.get_submodule(path).training
     return prepared
