@@ -180,8 +180,8 @@ class IntegerGemm(Gemm):
         acc = self.gemm(x.plain.to(plan.carrier), plan.weight, plan.bias)
         axis = self.out_axis(acc)
         if plan.other_multiplier is not None:
-            scaled = to_plain(other).to(torch.float32) * along_axis(plan.other_multiplier, acc.dim(), axis)
-            acc = acc + round_half_even(scaled).to(plan.carrier)
+            multiplier = along_axis(plan.other_multiplier, acc.dim(), axis)
+            acc = acc + _in_accumulator_steps(other, multiplier).to(plan.carrier)
         if self.epilogue.activation:
             acc = acc.clamp_min_(0)
         return self._output(acc, plan, axis)
@@ -245,6 +245,11 @@ class IntegerGemm(Gemm):
         """Load, and forget the plans that were made from the former weights."""
         super()._load_from_state_dict(*args)
         self._plans = _Plans()
+
+
+def _in_accumulator_steps(other: Any, multiplier: Tensor) -> Tensor:
+    """The other operand of a fused add in steps of the accumulator: product in float32, rounded once."""
+    return round_half_even(to_plain(other).to(torch.float32) * multiplier)
 
 
 def fold_batch_norm(weight: Tensor, bias: Tensor | None, norm: Any) -> tuple[Tensor, Tensor]:
