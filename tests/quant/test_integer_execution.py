@@ -1,0 +1,117 @@
+"""Proof that a converted model computes on integers: every torch function of its forward is intercepted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from profiler.quant import default_calib_8bit_fake_quant_qconfig, default_calib_16bit_fake_quant_qconfig
+from profiler.quant.qconfig import high_precision_output
+from tests.models import (
+    CalledTwice,
+    InPlaceAdd,
+    InPlaceRelu,
+    NestedLoop,
+    Residual,
+    SharedModule,
+    Stubbed,
+    UnsupportedMiddle,
+    WithFunctional,
+    images,
+    make,
+)
+from tests.quant.float_arithmetic import Watched, weights_of
+from tests.quant.stages import FRONT_ENDS
+
+
+class EveryOp(Stubbed):
+    """Each operator of the table once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide = nn.Conv2d(3, 6, 3, padding=1)
+        self.depthwise, self.bn = nn.Conv2d(6, 6, 3, padding=1, groups=6), nn.BatchNorm2d(6)
+        self.conv1d, self.linear = nn.Conv1d(6, 6, 3, padding=1), nn.Linear(6, 4)
+        self.average, self.adaptive, self.drop = nn.AvgPool2d(3, 1, 1), nn.AdaptiveAvgPool2d((4, 3)), nn.Dropout(0.5)
+
+    def body(self, x: Any) -> Any:
+        x = F.relu6(self.depthwise(self.wide(x)))
+        x = self.drop(self.average(self.bn(F.pad(x, (1, 1, 1, 1)))) + 1)
+        x = F.max_pool2d(torch.cat([x, x + x], 1)[:, 3:9], 2)
+        x = torch.relu(self.adaptive(x)).flatten(2)
+        return self.linear(self.conv1d(x).mean(2))
+
+
+NETS = (EveryOp, Residual, SharedModule, CalledTwice, InPlaceAdd, InPlaceRelu, NestedLoop, WithFunctional)
+QCONFIGS = {
+    "int8": default_calib_8bit_fake_quant_qconfig,
+    "int16": default_calib_16bit_fake_quant_qconfig,
+    "high_precision": high_precision_output(default_calib_8bit_fake_quant_qconfig),
+}
+
+
+def integer_model(cls: type[nn.Module], front_end: str, precision: str = "int8") -> Any:
+    stage, convert = FRONT_ENDS[front_end]
+    model = make(cls)
+    if precision == "high_precision":
+        model.linear.qconfig = QCONFIGS[precision]
+        return convert(stage(model, images()))
+    return convert(stage(model, images(), QCONFIGS[precision]))
+
+
+@pytest.mark.parametrize("front_end", FRONT_ENDS)
+@pytest.mark.parametrize("cls", NETS)
+@pytest.mark.parametrize("precision", ["int8", "int16"])
+def test_integer_model_does_no_float_arithmetic_between_the_stubs(
+    cls: type[nn.Module], front_end: str, precision: str
+) -> None:
+    model = integer_model(cls, front_end, precision)
+    for x in images():  # the first forward makes the plans, the later ones use them
+        _, watch = Watched(model)(x)
+        assert watch.violations == []
+        assert watch.num_functions > 10
+
+
+@pytest.mark.parametrize("front_end", FRONT_ENDS)
+def test_integer_model_with_high_precision_output_is_integer_up_to_it(front_end: str) -> None:
+    model = integer_model(EveryOp, front_end, "high_precision")
+    y, watch = Watched(model)(images()[0])
+    assert watch.violations == []
+    assert watch.num_products > 0
+    assert type(y) is Tensor
+
+
+@pytest.mark.parametrize("front_end", FRONT_ENDS)
+@pytest.mark.parametrize("cls", NETS)
+def test_integer_model_weights_are_int8_tensors(cls: type[nn.Module], front_end: str) -> None:
+    model = integer_model(cls, front_end)
+    weights = weights_of(model)
+    assert weights or cls is InPlaceRelu
+    assert {w.dtype for w in weights.values()} <= {torch.int8}
+    assert list(model.parameters()) == []
+
+
+def test_watch_sees_an_op_that_was_left_in_float() -> None:
+    _, watch = Watched(integer_model(UnsupportedMiddle, "fx"))(images()[0])
+    assert any("prelu" in violation for violation in watch.violations)
+    assert any("softmax" in violation for violation in watch.violations)
+
+
+def test_watch_sees_a_float_weight_in_an_integer_op() -> None:
+    model = integer_model(SharedModule, "eager")
+    model(images()[0])
+    for plan in model.first._plans.by_scale.values():
+        plan.weight.mul_(1.0001)  # no integers any more
+    _, watch = Watched(model)(images()[0])
+    assert any("conv2d" in violation for violation in watch.violations)
+
+
+def test_watch_sees_a_fake_quant_model() -> None:
+    stage, _ = FRONT_ENDS["fx"]
+    _, watch = Watched(stage(make(Residual), images()))(images()[0])
+    assert any("conv2d" in violation for violation in watch.violations)
+    assert any("linear" in violation for violation in watch.violations)
