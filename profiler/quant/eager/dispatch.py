@@ -7,6 +7,7 @@ import threading
 from types import FrameType
 from typing import Any
 
+import torch
 from torch import nn
 from torch.overrides import _get_current_function_mode
 
@@ -44,7 +45,12 @@ class EagerDispatch(CallTracker):
         module = call.module._modules.get(name)
         if module is None:
             module = self._create(call, name)
-        result = module(*args, **kwargs)
+        target = args[0] if args else None
+        if kwargs.get("inplace") and isinstance(target, QTensor):
+            # autograd keeps what the function got; the target itself is overwritten below
+            result = module(target.like(target.plain.clone()), *args[1:], **kwargs)
+        else:
+            result = module(*args, **kwargs)
         _write_back(call, args, kwargs, result)
         return result
 
@@ -147,7 +153,8 @@ def _write_back(call: FunctionCall, args: tuple[Any, ...], kwargs: dict[str, Any
     if not isinstance(target, QTensor) or not (is_method or name.startswith("__i") or kwargs.get("inplace")):
         return
     if isinstance(result, QTensor) and (result.plain.dtype, result.shape) == (target.plain.dtype, target.shape):
-        target.plain.copy_(result.plain)
+        with torch._C.DisableTorchFunction():  # an op of ours, not of the model: nobody who follows the model sees it
+            target.plain.copy_(result.plain)
         target.scale, target.qdtype, target.ch_axis = result.scale, result.qdtype, result.ch_axis
     elif is_method:
         raise UnsupportedOpError(
