@@ -107,11 +107,11 @@ class InPlaceRelu(Stubbed):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(3, 3, 1)
+        self.conv, self.second = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
 
     def body(self, x: Any) -> Any:
         y = F.relu(self.conv(x), inplace=True)
-        return F.relu6(y, inplace=True)
+        return F.relu6(self.second(y), inplace=True)
 
 
 class NestedLoop(Stubbed):

@@ -90,7 +90,7 @@ def test_integer_model_with_high_precision_output_is_integer_up_to_it(front_end:
 def test_integer_model_weights_are_int8_tensors(cls: type[nn.Module], front_end: str) -> None:
     model = integer_model(cls, front_end)
     weights = weights_of(model)
-    assert weights or cls is InPlaceRelu
+    assert weights
     assert {w.dtype for w in weights.values()} <= {torch.int8}
     assert list(model.parameters()) == []
 

@@ -381,3 +381,14 @@ def test_prepare_qat_in_place_result_of_another_dtype_is_refused() -> None:
     model.quant.qconfig = get_default_qat_qconfig()
     with pytest.raises(UnsupportedOpError, match=r"add_ in .*test_prepare.py:\d+.*does not fit into the qint8"):
         prepare_qat(model)(images()[0])
+
+
+def test_prepare_qat_in_place_activation_whose_result_is_not_used_takes_effect() -> None:
+    class Net(Stubbed):
+        def body(self, x: Any) -> Any:
+            x = x + x
+            F.relu6(x, inplace=True)
+            return x
+
+    y = eager(Net().eval(), images())(images()[0])
+    assert torch.allclose(y, F.relu6(images()[0] * 2), atol=0.03)
