@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from profiler.quant.modules import is_leaf
+from profiler.quant.ops.functional import FunctionOp
 
 _WRITERS = ("__setitem__", "__delitem__", "__set__")
 
@@ -26,6 +27,8 @@ def may_overwrite(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[
         kwargs: its keyword arguments.
     """
     owner = getattr(func, "__self__", None)
+    if isinstance(owner, FunctionOp) and owner.func is not None:
+        return may_overwrite(owner.func, args, {**owner.bound, **kwargs})
     if isinstance(owner, nn.Module):
         is_known = is_leaf(owner) and not type(owner).__module__.startswith("torch.jit.")
         return bool(getattr(owner, "inplace", False)) or not is_known

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor, nn
 
 from profiler.capture.stage import OpFacts, Stage, describe_observer
@@ -67,6 +68,7 @@ def tensor_records(stage: Stage) -> tuple[TensorRecord, ...]:
     return tuple(rows)
 
 
+@torch.no_grad()
 def weight_records(reference: nn.Module, test: nn.Module) -> tuple[WeightRecord, ...]:
     """Each weight of the test model against the reference's; a batch norm that the test fused is folded first."""
     rows = []

@@ -23,10 +23,12 @@ def functions_to_modules(root: nn.Module, graph: fx.Graph) -> None:
     """Replace function and method nodes on tensors by calls of `_generated_<function>_<k>` modules of `root`.
 
     The modules are registered in the module whose code made the call; a module called twice shares them. In-place
-    functions become plain ones: later users read the result.
+    functions become plain ones: later users read the result, as do those of an in-place module's input.
     """
     counts: Counter[tuple[int, str]] = Counter()
     for node in list(graph.nodes):
+        if node.op == "call_module" and getattr(root.get_submodule(str(node.target)), "inplace", False):
+            _redirect_later_users(node.all_input_nodes[0], node, graph)
         if node.op not in ("call_function", "call_method") or not _is_op(root, node):
             continue
         run = (node.meta["run"], node.meta["function"])
@@ -89,6 +91,8 @@ def _makes_tuple(root: nn.Module, source: Any) -> bool:
 
 
 def _is_in_place(node: fx.Node) -> bool:
+    if node.kwargs.get("inplace"):
+        return True
     if node.op == "call_method":
         return str(node.target).endswith("_") and not str(node.target).endswith("__")
     name = getattr(node.target, "__name__", "")
