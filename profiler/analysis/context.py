@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,6 +16,11 @@ WEIGHTED = frozenset({"conv", "conv1d", "linear"})
 def call_key(layer: LayerRecord) -> str:
     """Name of an op call without table suffixes, as `LayerRecord.inputs` uses it."""
     return layer.op_name if layer.call == 0 else f"{layer.op_name}({layer.call})"
+
+
+def op_of(call_name: str) -> str:
+    """Op name of an op call: `conv` of `conv(1)`."""
+    return call_name.partition("(")[0]
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,18 @@ class Context:
         """The model's output tensors."""
         return tuple(x for x in self.comparison.layers if x.is_output)
 
+    @cached_property
+    def modules(self) -> frozenset[str]:
+        """Names of the ops that are modules of the user's model; the others are function calls."""
+        rows = self.comparison.reference.called
+        return frozenset(row.name for row in rows if "FunctionOp[" not in row.type_name)
+
+    def is_function(self, layer: LayerRecord) -> bool:
+        """Whether the op is a function call, which has no qconfig attribute."""
+        if not self.modules:
+            return layer.reference_type.rpartition(".")[0] == "torch"
+        return layer.op_name not in self.modules
+
     def consumers_of(self, layer: LayerRecord) -> tuple[LayerRecord, ...]:
         """Readers of one op call."""
         return self.consumers.get(call_key(layer), ())
@@ -57,3 +75,38 @@ class Context:
     def calls_of(self, op_name: str) -> tuple[LayerRecord, ...]:
         """All calls of one op."""
         return tuple(x for x in self.layers if x.op_name == op_name)
+
+    def compared_inputs(self, layer: LayerRecord) -> tuple[LayerRecord, ...]:
+        """The nearest compared op calls that the inputs come from; none of them for a model input."""
+        return self._upstream(layer, lambda x: x.status == "compared" and x.accumulated is not None)
+
+    def sources(self, layer: LayerRecord) -> tuple[LayerRecord, ...]:
+        """The op calls whose scales the inputs have: ops that hand on a scale are looked through."""
+        return self._upstream(layer, lambda x: x.status == "compared" and x.kind not in SCALE_KEEPING)
+
+    def behind(self, layer: LayerRecord) -> tuple[LayerRecord, ...]:
+        """All op calls and outputs that an op call reaches."""
+        found: dict[str, LayerRecord] = {}
+        open_layers = [layer]
+        while open_layers:
+            for reader in self.consumers_of(open_layers.pop()):
+                if reader.name not in found:
+                    found[reader.name] = reader
+                    open_layers.append(reader)
+        return tuple(found.values())
+
+    def _upstream(self, layer: LayerRecord, is_wanted: Callable[[LayerRecord], bool]) -> tuple[LayerRecord, ...]:
+        found: dict[str, LayerRecord] = {}
+        seen: set[str] = set()
+        names = list(layer.inputs)
+        while names:
+            name = names.pop(0)
+            source = self.by_key.get(name)
+            if source is None or name in seen:
+                continue
+            seen.add(name)
+            if is_wanted(source):
+                found[name] = source
+            else:
+                names.extend(source.inputs)
+        return tuple(found.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -73,7 +74,7 @@ def test_stats_match_numpy_in_float64(dtype: torch.dtype, magnitude: float) -> N
 def test_split_into_batches_changes_nothing(size: int, cuts: list[int], magnitude: float, seed: int) -> None:
     reference, test = random_pair(size, magnitude, seed)
     edges = sorted({0, size, *(c for c in cuts if c < size)})
-    parts = [(reference[a:b], test[a:b]) for a, b in zip(edges, edges[1:], strict=False)]
+    parts = [(reference[a:b], test[a:b]) for a, b in itertools.pairwise(edges)]
 
     whole, merged = sums_of((reference, test)), sums_of(*parts)
 

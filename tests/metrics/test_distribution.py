@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -35,7 +36,7 @@ def randn(*shape: int, seed: int = 0) -> Tensor:
 
 def split(x: Tensor, cuts: list[int]) -> list[Tensor]:
     edges = sorted({0, x.shape[0], *(c for c in cuts if c < x.shape[0])})
-    return [x[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    return [x[a:b] for a, b in itertools.pairwise(edges)]
 
 
 @pytest.mark.parametrize(("magnitude", "shift"), [(1.0, 0.0), (1e-3, 1e4), (1e30, 0.0), (1e-30, 0.0), (3.0, -500.0)])

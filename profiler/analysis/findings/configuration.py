@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from profiler.analysis import fixes
 from profiler.analysis.context import WEIGHTED, Context
 from profiler.analysis.findings.registry import rule
-from profiler.records import Evidence, Finding, LayerRecord, Patch
+from profiler.records import Evidence, Finding, LayerRecord
 
 _PRECISION = {"qint8": "standard", "qint16": "fine"}
 
@@ -15,34 +16,33 @@ _PRECISION = {"qint8": "standard", "qint16": "fine"}
 def quantized_output(context: Context) -> Iterator[Finding]:
     """A weighted op feeds only DeQuantStubs, and its output is rounded all the same."""
     for layer in context.layers:
-        if layer.kind not in WEIGHTED or layer.qparams is None or layer.qparams.dtype == "qint16":
+        if layer.kind not in WEIGHTED or layer.call > 0 or layer.qparams is None or layer.qparams.dtype == "qint16":
             continue
-        if _feeds_only_dequant(context, layer):
-            dtype = layer.qparams.dtype
-            yield Finding(
-                id="HP1",
-                title=f"The output layer is left in {dtype}",
-                severity="W",
-                op=layer.op_name,
-                advice="Give this op an out qconfig: its int32 accumulator then goes to float directly, at no cost.",
-                cost="C",
-                evidence=(
-                    Evidence(
-                        "output dtype",
-                        f"{dtype} ({_PRECISION.get(dtype, dtype)} precision)",
-                        "",
-                        "float32 (high precision)",
-                    ),
-                    Evidence("consumers", ", ".join(c.name for c in context.consumers_of(layer))),
-                ),
-                source=layer.source,
-                patch=Patch(
-                    "high_precision_output",
-                    layer.op_name,
-                    f"model.{layer.op_name}.qconfig = default_calib_8bit_weight_32bit_out_fake_quant_qconfig   "
-                    f"# before prepare",
-                ),
-            )
+        if all(_feeds_only_dequant(context, call) for call in context.calls_of(layer.op_name)):
+            yield _finding(context, layer, layer.qparams.dtype)
+
+
+def _finding(context: Context, layer: LayerRecord, dtype: str) -> Finding:
+    return Finding(
+        id="HP1",
+        title=f"The output layer is left in {dtype}",
+        severity="W",
+        op=layer.op_name,
+        advice="Give this op an out qconfig: its int32 accumulator then goes to float directly, at no cost, and the "
+        "results are not rounded.",
+        cost="C",
+        evidence=(
+            Evidence(
+                "output dtype",
+                f"{dtype} ({_PRECISION.get(dtype, dtype)} precision)",
+                "",
+                "float32 (high precision)",
+            ),
+            Evidence("consumers", ", ".join(c.name for c in context.consumers_of(layer))),
+        ),
+        source=layer.source,
+        patch=fixes.high_precision_output(context, layer),
+    )
 
 
 def _feeds_only_dequant(context: Context, layer: LayerRecord) -> bool:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+from profiler.analysis import fixes
 from profiler.analysis.context import SCALE_KEEPING, Context
 from profiler.analysis.findings.registry import rule
 from profiler.records import Evidence, Finding, LayerRecord, Patch, QuantError, Severity
@@ -12,71 +14,62 @@ from profiler.records import Evidence, Finding, LayerRecord, Patch, QuantError, 
 _COARSE_W, _COARSE_E = 3.0, 1.0
 _CLIPPED_W_DB, _CLIPPED_E_DB = 30.0, 20.0
 _SIZE_FACTOR, _SIZE_TOP = 16.0, 5
-_COARSE_CHANNELS_RATIO = 0.25
+_COARSE_CHANNELS_RATIO, _SPREAD = 0.25, 8.0
 
 
 @rule("RG1")
 def too_few_codes(context: Context) -> Iterator[Finding]:
     """The range is so much wider than the bulk of the values that few codes are left for them."""
-    found = set()
-    for layer, error in _int8_layers(context):
-        if error.is_clipped or not _varies(layer) or error.codes_per_std >= _COARSE_W or layer.op_name in found:
-            continue
-        found.add(layer.op_name)
-        severity: Severity = "E" if error.codes_per_std < _COARSE_E else "W"
+    coarse = [
+        (layer, error)
+        for layer, error in _int8_layers(context)
+        if not error.is_clipped and error.codes_per_std < _COARSE_W and _varies(layer)
+    ]
+    worst = _worst_calls(coarse, lambda error: error.codes_per_std)
+    for layer, error in worst:
         yield _finding(
             "RG1",
             layer,
-            severity,
+            "E" if error.codes_per_std < _COARSE_E else "W",
             f"One standard deviation spans only {error.codes_per_std:.2g} int8 codes",
-            "Add a BatchNorm behind the op, a ReLU6, or weight decay, so that the range fits the values; if it "
-            "has them, give the "
-            "op int16 in the calib and the QAT qconfig.",
+            "A few large values set the range: a BatchNorm behind the op, a ReLU6 or weight decay in training keeps "
+            "them small. If the model stays as it is, give the op int16, in the calib and in the QAT qconfig.",
             (
                 Evidence("codes per standard deviation", error.codes_per_std, "codes", "3 (W), 1 (E)"),
                 *_range_evidence(layer),
             ),
-            _int16_patch(layer),
+            fixes.int16(context, [layer]),
         )
-    yield from _largest(context, found)
+    yield from _largest(context, {layer.op_name for layer, _ in worst})
 
 
 @rule("RG2")
 def clipped(context: Context) -> Iterator[Finding]:
     """More energy is lost to clipping than to rounding."""
-    found = set()
-    for layer, error in _int8_layers(context):
-        is_truncation = error.is_clipped and error.codes_per_std >= _COARSE_W and error.sqnr_db < _CLIPPED_W_DB
-        if not is_truncation or layer.op_name in found or layer.reference_output is None or layer.qparams is None:
+    truncated = [
+        (layer, error)
+        for layer, error in _int8_layers(context)
+        if error.is_clipped and error.codes_per_std >= _COARSE_W and error.sqnr_db < _CLIPPED_W_DB
+    ]
+    for layer, error in _worst_calls(truncated, lambda error: error.sqnr_db):
+        if layer.qparams is None:
             continue
-        found.add(layer.op_name)
-        half_range = (layer.qparams.quant_max - layer.qparams.quant_min) / 2
-        scale = layer.reference_output.absmax / half_range
+        absmax = max(x.reference_output.absmax for x in context.calls_of(layer.op_name) if x.reference_output)
+        scale = absmax / ((layer.qparams.quant_max - layer.qparams.quant_min) / 2)
         yield _finding(
             "RG2",
             layer,
             "E" if error.sqnr_db < _CLIPPED_E_DB else "W",
             f"The scale cuts off {100 * error.clip_ratio:.3g} % of the values",
-            f"Set fixed scale {scale:.6g} (the reference's range), calibrate with more data (50-100 images), or "
-            f"change the observer "
-            "from percentile to mse or min_max.",
+            f"Set fixed scale {scale:.6g} (it covers the reference's range), calibrate with more data (50-100 "
+            "images), or change the observer from percentile to mse or min_max.",
             (
                 Evidence("own SQNR", error.sqnr_db, "dB", "30 (W), 20 (E)"),
-                Evidence(
-                    "clip energy / rounding energy", error.clip_energy / max(error.rounding_energy, 1e-300), "x", "1"
-                ),
+                Evidence("clip energy / rounding energy", _ratio(error), "x", "1"),
                 Evidence("values cut off", 100 * error.clip_ratio, "%"),
                 *_range_evidence(layer),
             ),
-            Patch(
-                "fixed_scale",
-                layer.op_name,
-                f"model.get_submodule({layer.op_name!r}).qconfig = get_default_qconfig(\n"
-                f'    activation_qkwargs={{"observer": FixedScaleObserver, "scale": {scale:.6g}, '
-                f'"dtype": "{layer.qparams.dtype}"}}\n'
-                ")   # before prepare",
-                {"scale": scale},
-            ),
+            fixes.fixed_scale(context, layer, scale, layer.qparams.dtype),
         )
 
 
@@ -90,25 +83,24 @@ def uneven_channels(context: Context) -> Iterator[Finding]:
             continue
         share = channels.num_coarse / channels.num_live
         spread = channels.absmax_max / channels.absmax_median
-        if share <= _COARSE_CHANNELS_RATIO or spread < 8:
+        if share <= _COARSE_CHANNELS_RATIO or spread < _SPREAD:
             continue
         found.add(layer.op_name)
         yield _finding(
             "RG7",
             layer,
             "W",
-            f"Channel {channels.widest_channel} is {spread:.3g}x as wide as the median channel and sets the "
-            f"scale of all",
-            "Add a BatchNorm behind the op, or move the channel's gain into the next layer's weights "
-            "(cross-layer equalization); else "
-            "give the op int16.",
+            f"Channel {channels.widest_channel} is {spread:.3g}x as wide as the median channel and sets the scale of "
+            "all",
+            "Move the channel's gain into the next layer's weights (cross-layer equalization), or add a BatchNorm "
+            "behind the op and retrain; else give the op int16.",
             (
-                Evidence("channels whose std spans < 3 codes", 100 * share, "%", "25 %"),
-                Evidence("widest / median channel", spread, "x", "8"),
+                Evidence("channels whose std spans < 3 codes", 100 * share, "%", "25"),
+                Evidence("widest / median channel", spread, "x", f"{_SPREAD:g}"),
                 Evidence("live channels", channels.num_live, f"of {channels.num_channels}"),
                 *_range_evidence(layer),
             ),
-            _int16_patch(layer),
+            fixes.int16(context, [layer]),
         )
 
 
@@ -162,6 +154,22 @@ def _finding(
     )
 
 
+def _worst_calls(
+    found: list[tuple[LayerRecord, QuantError]], badness: Callable[[QuantError], float]
+) -> list[tuple[LayerRecord, QuantError]]:
+    """Of several calls of one op the worst (least) one, in forward order of the first calls."""
+    worst: dict[str, tuple[LayerRecord, QuantError]] = {}
+    for layer, error in found:
+        best = worst.get(layer.op_name)
+        if best is None or badness(error) < badness(best[1]):
+            worst[layer.op_name] = (layer, error)
+    return list(worst.values())
+
+
+def _ratio(error: QuantError) -> float:
+    return error.clip_energy / error.rounding_energy if error.rounding_energy > 0 else math.inf
+
+
 def _varies(layer: LayerRecord) -> bool:
     return layer.reference_output is not None and layer.reference_output.var > 0
 
@@ -175,8 +183,3 @@ def _range_evidence(layer: LayerRecord) -> tuple[Evidence, ...]:
         Evidence("standard deviation", stats.std),
         Evidence("scale", layer.qparams.scale[0]),
     )
-
-
-def _int16_patch(layer: LayerRecord) -> Patch:
-    code = f"model.get_submodule({layer.op_name!r}).qconfig = default_calib_16bit_fake_quant_qconfig   # before prepare"
-    return Patch("int16", layer.op_name, code, {"dtype": "qint16"})

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from profiler.analysis.context import Context, call_key
+from profiler.analysis import fixes
+from profiler.analysis.context import WEIGHTED, Context
 from profiler.analysis.findings.registry import rule
-from profiler.records import Evidence, Finding, LayerRecord, Patch
+from profiler.records import Evidence, Finding, LayerRecord
 
 _BAD_DB, _DROP_DB = 20.0, 6.0
 
@@ -21,68 +22,79 @@ def culprit(context: Context) -> Iterator[Finding]:
         if drop is None or layer.accumulated is None or layer.op_name in found:
             continue
         sqnr = layer.accumulated.sqnr_db
-        outputs = _outputs_behind(context, layer)
-        if sqnr >= _BAD_DB or drop < _DROP_DB or not outputs:
+        outputs = [x for x in context.behind(layer) if x.is_output]
+        if not (sqnr < _BAD_DB and drop >= _DROP_DB) or not outputs:
             continue
-        recovered = [o for o in outputs if o.accumulated is not None and o.accumulated.sqnr_db >= sqnr + _DROP_DB]
-        if recovered:
+        if any(o.accumulated is not None and o.accumulated.sqnr_db >= sqnr + _DROP_DB for o in outputs):
             continue
         found.add(layer.op_name)
-        yield Finding(
-            id="SE2",
-            title=f"The error enters here: SQNR falls by {drop:.1f} dB to {sqnr:.1f} dB",
-            severity="W",
-            op=layer.op_name,
-            advice="Repair this op first; the rows behind it inherit its error.",
-            cost="C",
-            evidence=(
-                Evidence("SQNR of the output", sqnr, "dB", "20"),
-                Evidence("drop against its worst input", drop, "dB", "6"),
-                *_own_error(layer),
-                *(
-                    Evidence(f"SQNR of {o.name}", o.accumulated.sqnr_db, "dB")
-                    for o in outputs
-                    if o.accumulated is not None
-                ),
-            ),
-            source=layer.source,
-            patch=Patch(
-                "int16",
-                layer.op_name,
-                f"model.get_submodule({layer.op_name!r}).qconfig = default_calib_16bit_fake_quant_qconfig   # "
-                f"before prepare",
-                {"dtype": "qint16"},
-            ),
+        yield _finding(context, layer, drop, outputs)
+
+
+def is_amplifier(layer: LayerRecord) -> bool:
+    """Whether the op's own error is a small part (6 dB below) of its output's: it amplifies what its inputs bring."""
+    if layer.accumulated is None or layer.injected is None:
+        return False
+    return layer.injected.sqnr_db >= layer.accumulated.sqnr_db + _DROP_DB
+
+
+def _has_coarse_weights(layer: LayerRecord) -> bool:
+    """Whether a weighted op's error is far above what the quantizer of its output makes."""
+    if layer.kind not in WEIGHTED or layer.accumulated is None:
+        return False
+    own = math.inf if layer.quant_error is None else layer.quant_error.sqnr_db
+    return own >= layer.accumulated.sqnr_db + _DROP_DB
+
+
+def _finding(context: Context, layer: LayerRecord, drop: float, outputs: list[LayerRecord]) -> Finding:
+    assert layer.accumulated is not None
+    sqnr = layer.accumulated.sqnr_db
+    falls = f"SQNR falls to {sqnr:.1f} dB" if math.isinf(drop) else f"SQNR falls by {drop:.1f} dB to {sqnr:.1f} dB"
+    sources = [s for s in context.sources(layer) if s.qparams is not None] if is_amplifier(layer) else []
+    if sources:
+        names = ", ".join(s.name for s in sources)
+        title = f"The error of its input is amplified here: {falls}"
+        advice = (
+            f"This op adds little itself; give {names} more resolution (int16). The rows behind it inherit the error."
         )
+        patch = fixes.int16(context, sources)
+    elif _has_coarse_weights(layer):
+        title = f"The error enters here: {falls}"
+        advice = (
+            "Its output has codes enough, so its weights are too coarse: a few large ones set the scale of their "
+            "channel. Keep them small in training, or give this op int16 weights. The rows behind it inherit its "
+            "error."
+        )
+        patch = fixes.int16_weight(context, layer)
+    else:
+        title = f"The error enters here: {falls}"
+        patch = fixes.int16(context, [layer])
+        advice = "Repair this op first: int16 if its output is too coarse. The rows behind it inherit its error."
+    return Finding(
+        id="SE2",
+        title=title,
+        severity="W",
+        op=layer.op_name,
+        advice=advice,
+        cost="C",
+        evidence=(
+            Evidence("SQNR of the output", sqnr, "dB", "20"),
+            Evidence("drop against its worst input", drop, "dB", "6"),
+            *_own_error(layer),
+            *(Evidence(f"SQNR of {o.name}", o.accumulated.sqnr_db, "dB") for o in outputs if o.accumulated is not None),
+        ),
+        source=layer.source,
+        patch=patch,
+    )
 
 
 def _drop_db(context: Context, layer: LayerRecord) -> float | None:
     """How far the op's SQNR lies below that of its worst input; model inputs are exact."""
     if layer.accumulated is None or layer.status != "compared":
         return None
-    worst = math.inf
-    for name in layer.inputs:
-        source = context.by_key.get(name)
-        if source is None or source.accumulated is None:
-            return None
-        worst = min(worst, source.accumulated.sqnr_db)
-    return worst - layer.accumulated.sqnr_db
-
-
-def _outputs_behind(context: Context, layer: LayerRecord) -> list[LayerRecord]:
-    """The model's outputs that this op call reaches."""
-    seen: set[str] = set()
-    open_keys = [call_key(layer)]
-    outputs = {}
-    while open_keys:
-        key = open_keys.pop()
-        for reader in context.consumers.get(key, ()):
-            if reader.is_output:
-                outputs[reader.name] = reader
-            elif call_key(reader) not in seen:
-                seen.add(call_key(reader))
-                open_keys.append(call_key(reader))
-    return list(outputs.values())
+    inputs = [x.accumulated.sqnr_db for x in context.compared_inputs(layer) if x.accumulated is not None]
+    worst = min(inputs, default=math.inf)
+    return 0.0 if worst == layer.accumulated.sqnr_db else worst - layer.accumulated.sqnr_db
 
 
 def _own_error(layer: LayerRecord) -> tuple[Evidence, ...]:

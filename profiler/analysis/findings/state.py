@@ -4,19 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from profiler.analysis import fixes
 from profiler.analysis.context import Context
 from profiler.analysis.findings.registry import rule
-from profiler.records import Evidence, Finding, Patch, StateRecord
+from profiler.records import Evidence, Finding, StateRecord
 
-_CALIBRATE = (
-    "model.eval()\n"
-    "set_fake_quantize(model, FakeQuantState.CALIBRATION)\n"
-    "for batch in batches:\n"
-    "    model(batch)\n"
-    "model.eval()\n"
-    "set_fake_quantize(model, FakeQuantState.VALIDATION)"
-)
-_RECALIBRATE = Patch("calibrate", "", _CALIBRATE)
+_AGAIN = "first prepare the float model again: a new calibration is averaged with what this one has observed"
 
 
 @rule("ST1")
@@ -41,61 +34,59 @@ def qat_instead_of_calibration(context: Context) -> Iterator[Finding]:
                 Evidence("batches observed in QAT", state.observed_qat, "batches", "0 for a calibration"),
                 Evidence("batches observed in CALIBRATION", 0, "batches", "> 0"),
                 Evidence("qconfig purpose", state.purpose or "unknown"),
-                Evidence("backward pass ran", str(state.has_backward_run)),
+                Evidence("backward pass ran", "yes" if state.has_backward_run else "no"),
             ),
-            patch=_RECALIBRATE,
+            patch=fixes.calibrate(first=_AGAIN),
         )
 
 
 @rule("ST2")
 def never_calibrated(context: Context) -> Iterator[Finding]:
-    """No state was ever set and no scale is known."""
+    """No scale is known, because nothing was calibrated on this object."""
     state = context.state
-    if state is None or not _nothing_calibrated(state) or state.root_training or state.events:
+    if state is None or not _nothing_calibrated(state) or _was_eval_in_calibration(state):
         return
-    if not _is_calibration_state(state):
-        yield Finding(
-            id="ST2",
-            title="No scale is known: set_fake_quantize was never called",
-            severity="E",
-            op="",
-            advice=(
-                "After model.eval() call set_fake_quantize(model, FakeQuantState.CALIBRATION) and run "
-                "batches; all scales are "
-                "still 1. If another process calibrated: load its state_dict; if that one holds no scales, eval() "
-                "was called "
-                "after CALIBRATION there."
-            ),
-            cost="0",
-            evidence=_uncalibrated_evidence(state),
-            patch=_RECALIBRATE,
-        )
+    if _has_event(state, "CALIBRATION"):
+        title = "No scale is known: no batch was run in the CALIBRATION state"
+    elif state.events:
+        title = "No scale is known: the CALIBRATION state was never set"
+    else:
+        title = "No scale is known: set_fake_quantize was never called"
+    yield Finding(
+        id="ST2",
+        title=title,
+        severity="E",
+        op="",
+        advice="After model.eval() call set_fake_quantize(model, FakeQuantState.CALIBRATION) and run batches; all "
+        "scales are still 1. If another process calibrated: load its state_dict; if that one holds no "
+        "scales, eval() was called after CALIBRATION there.",
+        cost="0",
+        evidence=_uncalibrated_evidence(state),
+        patch=fixes.calibrate(),
+    )
 
 
 @rule("ST3")
 def eval_after_calibration_state(context: Context) -> Iterator[Finding]:
     """CALIBRATION was set, but the fake quants were in eval while batches ran."""
     state = context.state
-    if state is None or not _nothing_calibrated(state) or state.num_training > 0:
+    if state is None or not _nothing_calibrated(state) or not _was_eval_in_calibration(state):
         return
-    if _has_event(state, "CALIBRATION") or _is_calibration_state(state):
-        yield Finding(
-            id="ST3",
-            title="Nothing was observed: eval() was called after the CALIBRATION state was set",
-            severity="E",
-            op="",
-            advice=(
-                "Call model.eval() before set_fake_quantize(model, FakeQuantState.CALIBRATION), not after "
-                "it: eval() also puts "
-                "the fake quants into eval, and then they observe nothing."
-            ),
-            cost="0",
-            evidence=(
-                *_uncalibrated_evidence(state),
-                Evidence("fake quants in training mode", 0, "fake quants", "all"),
-            ),
-            patch=_RECALIBRATE,
-        )
+    yield Finding(
+        id="ST3",
+        title="Nothing was observed: eval() was called after the CALIBRATION state was set",
+        severity="E",
+        op="",
+        advice="Call model.eval() before set_fake_quantize(model, FakeQuantState.CALIBRATION), not between it and "
+        "the batches: eval() also puts the fake quants into eval, and then they observe nothing. (No batch "
+        "at all looks the same: check that the data loader was not empty.)",
+        cost="0",
+        evidence=(
+            *_uncalibrated_evidence(state),
+            Evidence("fake quants in training mode", 0, "fake quants", "all"),
+        ),
+        patch=fixes.calibrate(),
+    )
 
 
 @rule("ST4")
@@ -120,12 +111,7 @@ def evaluated_without_fake_quant(context: Context) -> Iterator[Finding]:
                 Evidence("activation fake quants on", 0, "fake quants", f"{state.num_activations}"),
                 Evidence("observers on", state.num_observer_on, "observers", "0"),
             ),
-            patch=Patch(
-                "set_state",
-                "",
-                "model.eval()\nset_fake_quantize(model, FakeQuantState.VALIDATION)",
-                {"state": "VALIDATION"},
-            ),
+            patch=fixes.validate(),
         )
 
 
@@ -135,12 +121,12 @@ def called_but_uncalibrated(context: Context) -> Iterator[Finding]:
     state = context.state
     if state is None or _nothing_calibrated(state):
         return
-    called = {layer.op_name for layer in context.layers}
-    missing = [name for name in state.uncalibrated if name in called]
+    uncalibrated = frozenset(state.uncalibrated)
+    missing = [name for name in dict.fromkeys(x.op_name for x in context.layers) if name in uncalibrated]
     if missing:
         yield Finding(
             id="ST5",
-            title=f"{len(missing)} op(s) run without a scale, the others are calibrated",
+            title=f"{_count(len(missing))} without a scale, the others are calibrated",
             severity="E",
             op=missing[0],
             advice=(
@@ -151,8 +137,17 @@ def called_but_uncalibrated(context: Context) -> Iterator[Finding]:
                 Evidence("uncalibrated ops that run", ", ".join(missing[:10])),
                 Evidence("uncalibrated", len(missing), f"of {state.num_activations} activations", "0"),
             ),
-            patch=Patch("calibrate", missing[0], _CALIBRATE),
+            patch=fixes.calibrate(missing, first=_AGAIN),
         )
+
+
+def _count(number: int) -> str:
+    return "1 op runs" if number == 1 else f"{number} ops run"
+
+
+def _was_eval_in_calibration(state: StateRecord) -> bool:
+    """Whether CALIBRATION was set, and no fake quant is in training mode as it left them."""
+    return state.num_training == 0 and (_has_event(state, "CALIBRATION") or _is_calibration_state(state))
 
 
 def _has_event(state: StateRecord, name: str) -> bool:
