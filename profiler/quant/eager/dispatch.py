@@ -7,7 +7,6 @@ import threading
 from types import FrameType
 from typing import Any
 
-import torch
 from torch import nn
 from torch.overrides import _get_current_function_mode
 
@@ -15,7 +14,7 @@ from profiler.errors import UnsupportedOpError
 from profiler.quant.calls import CallTracker, FunctionCall
 from profiler.quant.fake_quant import FakeQuantize
 from profiler.quant.naming import generated_name, join, parse_generated
-from profiler.quant.ops.functional import make_fake_quant_function
+from profiler.quant.ops.functional import make_fake_quant_function, overwrite
 from profiler.quant.ops.registry import Family, spec_of_function
 from profiler.quant.qconfig import QConfig
 from profiler.quant.qtensor import QTensor, first_qtensor, user_line
@@ -45,13 +44,8 @@ class EagerDispatch(CallTracker):
         module = call.module._modules.get(name)
         if module is None:
             module = self._create(call, name)
-        target = args[0] if args else None
-        if kwargs.get("inplace") and isinstance(target, QTensor):
-            # autograd keeps what the function got; the target itself is overwritten below
-            result = module(target.like(target.plain.clone()), *args[1:], **kwargs)
-        else:
-            result = module(*args, **kwargs)
-        _write_back(call, args, kwargs, result)
+        result = module(*args, **kwargs)
+        _write_back(call, args, result)
         return result
 
     def _create(self, call: FunctionCall, name: str) -> nn.Module:
@@ -141,8 +135,8 @@ def _drop(tracker: EagerDispatch) -> None:
         tracker.__exit__(None, None, None)
 
 
-def _write_back(call: FunctionCall, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
-    """In-place spellings (`x += y`, `x.add_(y)`, `inplace=True`) also change the tensor they were called on.
+def _write_back(call: FunctionCall, args: tuple[Any, ...], result: Any) -> None:
+    """In-place spellings (`x += y`, `x.add_(y)`) also change the tensor they were called on.
 
     Raises:
         UnsupportedOpError: `x.add_(y)` whose result has another dtype or shape than x.
@@ -150,13 +144,9 @@ def _write_back(call: FunctionCall, args: tuple[Any, ...], kwargs: dict[str, Any
     name = getattr(call.func, "__name__", "")
     is_method = name.endswith("_") and not name.startswith("__")
     target = args[0] if args else None
-    if not isinstance(target, QTensor) or not (is_method or name.startswith("__i") or kwargs.get("inplace")):
+    if not isinstance(target, QTensor) or not (is_method or name.startswith("__i")):
         return
-    if isinstance(result, QTensor) and (result.plain.dtype, result.shape) == (target.plain.dtype, target.shape):
-        with torch._C.DisableTorchFunction():  # an op of ours, not of the model: nobody who follows the model sees it
-            target.plain.copy_(result.plain)
-        target.scale, target.qdtype, target.ch_axis = result.scale, result.qdtype, result.ch_axis
-    elif is_method:
+    if not overwrite(target, result) and is_method:
         raise UnsupportedOpError(
             f"{name} in {getattr(call.module, FQN_ATTRIBUTE, '')}, called at {user_line()}: the result does not fit "
             f"into the {target.qdtype} tensor it was called on; write x = x + y instead"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -58,6 +59,28 @@ def run_integer(spec: OpSpec, args: Any, kwargs: dict[str, Any], out: OutputQuan
         return spec.float_fn(*to_float(args), **to_float(kwargs))
     _require_one_kind(args, kwargs, where)
     return spec.integer_fn(out, *args, **kwargs)
+
+
+def in_place(run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run a function; with `inplace=True` its result also overwrites the quantized value it was called on."""
+    if not (kwargs.get("inplace") and args and isinstance(args[0], QTensor)):
+        return run(*args)
+    target = args[0]
+    with torch._C.DisableTorchFunction():
+        kept = target.plain.clone()  # autograd keeps what the function got
+    result = run(target.like(kept), *args[1:])
+    overwrite(target, result)
+    return result
+
+
+def overwrite(target: QTensor, result: Any) -> bool:
+    """Give a quantized value the values and scale of a result; False where shape or dtype do not fit."""
+    if not isinstance(result, QTensor) or (result.plain.dtype, result.shape) != (target.plain.dtype, target.shape):
+        return False
+    with torch._C.DisableTorchFunction():  # an op of ours, not of the model: nobody who follows the model sees it
+        target.plain.copy_(result.plain)
+    target.scale, target.qdtype, target.ch_axis = result.scale, result.qdtype, result.ch_axis
+    return True
 
 
 def _require_one_kind(args: Any, kwargs: dict[str, Any], where: str) -> None:
@@ -127,7 +150,9 @@ class FakeQuantFunction(FunctionOp):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Function on real values, output fake-quantized; plain float in and out where nothing is quantized."""
         spec = spec_of_function(self.function) or get_spec(self.function)
-        return run_fake_quant(spec, args, {**self.bound, **kwargs}, self.activation_post_process)
+        kwargs = {**self.bound, **kwargs}
+        fake_quant = self.activation_post_process
+        return in_place(lambda *a: run_fake_quant(spec, a, kwargs, fake_quant), args, kwargs)
 
     def to_integer(self) -> IntegerFunction:
         """The integer form."""
@@ -145,7 +170,8 @@ class IntegerFunction(FunctionOp):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Codes in, codes out."""
         spec = spec_of_function(self.function) or get_spec(self.function)
-        return run_integer(spec, args, {**self.bound, **kwargs}, _output_of(self), self._get_name())
+        kwargs = {**self.bound, **kwargs}
+        return in_place(lambda *a: run_integer(spec, a, kwargs, _output_of(self), self._get_name()), args, kwargs)
 
 
 def make_fake_quant_function(

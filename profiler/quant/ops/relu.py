@@ -25,11 +25,15 @@ def _relu6_float(input: Tensor, inplace: bool = False, **_: Any) -> Tensor:
     return F.relu6(input)
 
 
+def _bind_relu6(module: nn.ReLU6) -> dict[str, Any]:
+    return {"inplace": True} if module.inplace else {}
+
+
 RELU = register(
     OpSpec("relu", Family.SCALE_KEEPING, functions=("relu",), modules=(nn.ReLU,),
            note="fused into the op before it where it can be; alone it keeps its input's scale")
 )  # fmt: skip
 RELU6 = register(
-    OpSpec("relu6", Family.FUNCTION, functions=("relu6",), modules=(nn.ReLU6,), bind=lambda module: {},
+    OpSpec("relu6", Family.FUNCTION, functions=("relu6",), modules=(nn.ReLU6,), bind=_bind_relu6,
            float_fn=_relu6_float, integer_fn=relu6_codes, note="fused where it can be; alone it has its own scale")
 )  # fmt: skip
