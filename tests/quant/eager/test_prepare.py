@@ -39,7 +39,7 @@ from tests.models import (
     images,
     make,
 )
-from tests.quant.stages import calibrate, eager
+from tests.quant.stages import FRONT_ENDS, calibrate, eager
 
 
 def with_qconfig(model: Any, qconfig: Any = default_qat_8bit_fake_quant_qconfig) -> Any:
@@ -383,12 +383,25 @@ def test_prepare_qat_in_place_result_of_another_dtype_is_refused() -> None:
         prepare_qat(model)(images()[0])
 
 
-def test_prepare_qat_in_place_activation_whose_result_is_not_used_takes_effect() -> None:
+@pytest.mark.parametrize("front_end", FRONT_ENDS)
+@pytest.mark.parametrize("spelling", ["relu", "relu6", "relu_module", "relu6_module"])
+@pytest.mark.parametrize("uses_result", [False, True])
+def test_in_place_activation_changes_what_later_code_reads(front_end: str, spelling: str, uses_result: bool) -> None:
     class Net(Stubbed):
-        def body(self, x: Any) -> Any:
-            x = x + x
-            F.relu6(x, inplace=True)
-            return x
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 1)
+            if "module" in spelling:
+                self.act = nn.ReLU6(True) if "6" in spelling else nn.ReLU(True)
 
-    y = eager(Net().eval(), images())(images()[0])
-    assert torch.allclose(y, F.relu6(images()[0] * 2), atol=0.03)
+        def body(self, x: Any) -> Any:
+            x = self.conv(x)
+            y = self.act(x) if "module" in spelling else getattr(F, spelling)(x, inplace=True)
+            return x + y if uses_result else x
+
+    stage, convert = FRONT_ENDS[front_end]
+    model = make(Net)
+    expected = model(images()[0])
+    prepared = stage(model, images())
+    for y in (prepared(images()[0]), convert(prepared)(images()[0])):
+        assert torch.allclose(y, expected, atol=0.05)

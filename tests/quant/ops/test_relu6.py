@@ -48,9 +48,16 @@ def test_relu6_integer_int16_equals_integer_arithmetic() -> None:
     assert_codes_equal(integer(quantized(x_q, 0.0003, "qint16")), expected, "qint16")
 
 
-def test_relu6_inplace_module_leaves_its_input_alone() -> None:
+def test_relu6_inplace_module_changes_its_input_as_the_float_module_does() -> None:
     fake, integer = forms_of(nn.ReLU6(inplace=True), 0.1)
-    for form, x in ((fake, on_grid(EVERY_CODE, 0.1)), (integer, quantized(EVERY_CODE.clone(), 0.1))):
+    for form, x in ((fake, on_grid(EVERY_CODE, 0.3)), (integer, quantized(EVERY_CODE.clone(), 0.3))):
+        y = form(x)
+        assert torch.equal(x.dequantize(), y.dequantize())
+        assert float(x.dequantize().min()) == 0
+
+
+def test_relu6_module_not_inplace_leaves_its_input_alone() -> None:
+    for form, x in zip(forms_of(nn.ReLU6(), 0.1), (on_grid(EVERY_CODE, 0.3), quantized(EVERY_CODE, 0.3)), strict=True):
         before = x.plain.clone()
         form(x)
         assert torch.equal(x.plain, before)
