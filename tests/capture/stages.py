@@ -14,7 +14,7 @@ from profiler.capture.assemble import comparison_record
 from profiler.capture.batches import Batch
 from profiler.capture.hooks import OpCall, Recorder, recording
 from profiler.capture.lockstep import PairRun, run_pair
-from profiler.capture.stage import Stage
+from profiler.capture.stage import Stage, real_values
 from profiler.quant import (
     FakeQuantState,
     March,
@@ -56,11 +56,11 @@ def stages(model: nn.Module, front_end: str, *inputs: Tensor) -> tuple[nn.Module
 
 
 def record(model: nn.Module, *args: Any, **kwargs: Any) -> list[OpCall]:
-    """Every op call of one forward; tensors are copied."""
+    """Every op call of one forward; outputs are copied, in real values."""
     calls: list[OpCall] = []
 
     def keep(call: OpCall) -> None:
-        calls.append(OpCall(**{**vars(call), "outputs": [t.clone() for t in call.outputs]}))
+        calls.append(OpCall(**{**vars(call), "outputs": [real_values(t).clone() for t in call.outputs]}))
 
     with torch.no_grad(), recording(Recorder(model, keep)):
         model(*args, **kwargs)
