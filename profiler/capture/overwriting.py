@@ -31,9 +31,11 @@ def may_overwrite(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[
         return may_overwrite(owner.func, args, {**owner.bound, **kwargs})
     if isinstance(owner, nn.Module):
         is_known = is_leaf(owner) and not type(owner).__module__.startswith("torch.jit.")
-        return bool(getattr(owner, "inplace", False)) or not is_known
+        writes = getattr(owner, "inplace", False) or getattr(owner, "overwrites_input", False) or kwargs.get("inplace")
+        return bool(writes) or not is_known
     name = getattr(func, "__name__", "")
-    if name in _WRITERS or name.startswith("__i") or (name.endswith("_") and not name.endswith("__")):
+    is_operator = name.startswith("__i") and name != "__invert__"
+    if name in _WRITERS or is_operator or (name.endswith("_") and not name.endswith("__")):
         return True
     if kwargs.get("inplace") or kwargs.get("out") is not None:
         return True

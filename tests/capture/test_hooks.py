@@ -165,7 +165,7 @@ def test_recorder_overwriting_op_can_run_again_on_its_saved_input(name: str) -> 
         (lambda x: x.add(1), False),
         (lambda x: x.add_(1), True),
         (lambda x: x.__iadd__(1), True),
-        (lambda x: x.__invert__() if x.dtype == torch.bool else x + 1, False),
+        (lambda x: ~(x > 0), False),
         (lambda x: torch.abs(x, out=x), True),
         (lambda x: F.dropout(x, 0.5, False, True), True),
         (lambda x: nn.ReLU(inplace=True)(x), True),
@@ -176,7 +176,7 @@ def test_recorder_knows_what_overwrites(call: Any, overwrites: bool) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return call(x)
 
-    assert record(Net(), images(2, 2))[0].overwrites is overwrites
+    assert any(c.overwrites for c in record(Net(), images(2, 2))) is overwrites
 
 
 class _Planted(Exception):

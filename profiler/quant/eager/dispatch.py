@@ -44,6 +44,9 @@ class EagerDispatch(CallTracker):
         module = call.module._modules.get(name)
         if module is None:
             module = self._create(call, name)
+            module.__dict__["overwrites_input"] = _is_in_place(
+                call
+            )  # for those who follow the model: it is written after the call
         result = module(*args, **kwargs)
         _write_back(call, args, result)
         return result
@@ -144,10 +147,15 @@ def _write_back(call: FunctionCall, args: tuple[Any, ...], result: Any) -> None:
     name = getattr(call.func, "__name__", "")
     is_method = name.endswith("_") and not name.startswith("__")
     target = args[0] if args else None
-    if not isinstance(target, QTensor) or not (is_method or name.startswith("__i")):
+    if not isinstance(target, QTensor) or not _is_in_place(call):
         return
     if not overwrite(target, result) and is_method:
         raise UnsupportedOpError(
             f"{name} in {getattr(call.module, FQN_ATTRIBUTE, '')}, called at {user_line()}: the result does not fit "
             f"into the {target.qdtype} tensor it was called on; write x = x + y instead"
         )
+
+
+def _is_in_place(call: FunctionCall) -> bool:
+    name = getattr(call.func, "__name__", "")
+    return name.startswith("__i") or (name.endswith("_") and not name.startswith("__"))
