@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +11,7 @@ from profiler.records import Comparison, LayerRecord, StateRecord
 
 # Ops that hand on their input's scale: what is wrong with their output was wrong before them.
 SCALE_KEEPING = frozenset({"relu", "shape", "max_pool", "dropout"})
+_FLOAT32_DB = 150.0  # about what one float32 rounding leaves; more is said by huge constants, not by the values
 WEIGHTED = frozenset({"conv", "conv1d", "linear"})
 
 
@@ -77,12 +79,15 @@ class Context:
         return tuple(x for x in self.layers if x.op_name == op_name)
 
     def compared_inputs(self, layer: LayerRecord) -> tuple[LayerRecord, ...]:
-        """The nearest compared op calls that the inputs come from; none of them for a model input."""
-        return self._upstream(layer, lambda x: x.status == "compared" and x.accumulated is not None)
+        """The nearest op calls with an error that tells something; none of them for a model input.
+
+        An attention mask of -1e38 outweighs every error in its sum: such a tensor is looked through.
+        """
+        return self._upstream(layer, _has_telling_error)
 
     def sources(self, layer: LayerRecord) -> tuple[LayerRecord, ...]:
-        """The op calls whose scales the inputs have: ops that hand on a scale are looked through."""
-        return self._upstream(layer, lambda x: x.status == "compared" and x.kind not in SCALE_KEEPING)
+        """The op calls whose rounding the inputs carry; ops that hand on a scale or run in float are looked through."""
+        return self._upstream(layer, lambda x: x.qparams is not None and x.kind not in SCALE_KEEPING)
 
     def behind(self, layer: LayerRecord) -> tuple[LayerRecord, ...]:
         """All op calls and outputs that an op call reaches."""
@@ -110,3 +115,10 @@ class Context:
             else:
                 names.extend(source.inputs)
         return tuple(found.values())
+
+
+def _has_telling_error(layer: LayerRecord) -> bool:
+    if layer.status != "compared" or layer.accumulated is None:
+        return False
+    sqnr_db = layer.accumulated.sqnr_db
+    return sqnr_db < _FLOAT32_DB or math.isinf(sqnr_db)

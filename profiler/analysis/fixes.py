@@ -31,9 +31,15 @@ def validate() -> Patch:
 
 
 def int16(context: Context, layers: Sequence[LayerRecord]) -> Patch:
-    """Give the outputs of some ops int16."""
+    """Give the outputs of some ops int16; an automatic stub has the qconfig of the op that reads it."""
     qconfig = f"default_{_purpose(context)}_16bit_fake_quant_qconfig"
-    return Patch("int16", layers[0].op_name, _set_qconfig(context, layers, qconfig), {"dtype": "qint16"})
+    configured: dict[str, LayerRecord] = {}
+    for layer in layers:
+        is_automatic = layer.kind == "quant_stub" and context.is_function(layer)
+        for x in context.consumers_of(layer) if is_automatic else (layer,):
+            configured[x.op_name] = x
+    code = _set_qconfig(context, tuple(configured.values()), qconfig)
+    return Patch("int16", layers[0].op_name, code, {"dtype": "qint16"})
 
 
 def int16_weight(context: Context, layer: LayerRecord) -> Patch:

@@ -31,7 +31,7 @@ def too_few_codes(context: Context) -> Iterator[Finding]:
             "RG1",
             layer,
             "E" if error.codes_per_std < _COARSE_E else "W",
-            f"One standard deviation spans only {error.codes_per_std:.2g} int8 codes",
+            f"One standard deviation spans only {error.codes_per_std:.3g} int8 codes",
             "A few large values set the range: a BatchNorm behind the op, a ReLU6 or weight decay in training keeps "
             "them small. If the model stays as it is, give the op int16, in the calib and in the QAT qconfig.",
             (

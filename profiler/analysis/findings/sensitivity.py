@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from profiler.analysis import fixes
 from profiler.analysis.context import WEIGHTED, Context
 from profiler.analysis.findings.registry import rule
-from profiler.records import Evidence, Finding, LayerRecord
+from profiler.records import Evidence, Finding, LayerRecord, Patch
 
 _BAD_DB, _DROP_DB = 20.0, 6.0
 
@@ -50,7 +50,8 @@ def _finding(context: Context, layer: LayerRecord, drop: float, outputs: list[La
     assert layer.accumulated is not None
     sqnr = layer.accumulated.sqnr_db
     falls = f"SQNR falls to {sqnr:.1f} dB" if math.isinf(drop) else f"SQNR falls by {drop:.1f} dB to {sqnr:.1f} dB"
-    sources = [s for s in context.sources(layer) if s.qparams is not None] if is_amplifier(layer) else []
+    patch: Patch | None
+    sources = context.sources(layer) if is_amplifier(layer) else ()
     if sources:
         names = ", ".join(s.name for s in sources)
         title = f"The error of its input is amplified here: {falls}"
@@ -68,7 +69,7 @@ def _finding(context: Context, layer: LayerRecord, drop: float, outputs: list[La
         patch = fixes.int16_weight(context, layer)
     else:
         title = f"The error enters here: {falls}"
-        patch = fixes.int16(context, [layer])
+        patch = fixes.int16(context, [layer]) if layer.qparams is not None else None
         advice = "Repair this op first: int16 if its output is too coarse. The rows behind it inherit its error."
     return Finding(
         id="SE2",

@@ -125,3 +125,29 @@ def test_op_with_a_coarse_output_gets_int16() -> None:
 
     assert finding.patch is not None
     assert finding.patch.action == "int16"
+
+
+def masked(score_db: float) -> Context:
+    """Attention scores plus a mask of -1e38, then a softmax; both in float."""
+    in_float: dict[str, Any] = {"qparams": None, "quant_error": None, "kind": ""}
+    return context(
+        layer("scores", accumulated=pair(score_db), injected=pair(score_db)),
+        layer("add_0", ("scores",), accumulated=pair(780.0), **in_float),
+        layer("softmax_0", ("add_0",), accumulated=pair(15.0), injected=pair(float("inf")), **in_float),
+        output("softmax_0", 15.0),
+    )
+
+
+def test_mask_does_not_make_the_softmax_behind_it_a_culprit() -> None:
+    assert [f.op for f in culprit(masked(18.0))] == ["scores"]
+
+
+def test_float_op_that_amplifies_gets_a_patch_for_what_was_rounded_before_it() -> None:
+    (finding,) = culprit(masked(30.0))
+
+    assert (finding.op, finding.title) == (
+        "softmax_0",
+        "The error of its input is amplified here: SQNR falls by 15.0 dB to 15.0 dB",
+    )
+    assert finding.patch is not None
+    assert finding.patch.target == "scores"
