@@ -114,6 +114,13 @@ def leaves(model: nn.Module, prefix: str = "") -> Iterator[tuple[nn.Module, str,
             yield from leaves(child, path)
 
 
+def _misses_scale(model: nn.Module, name: str, fake_quant: FakeQuantize) -> bool:
+    """Whether convert needs a scale that no data gave: weights make theirs, functions outside the stubs need none."""
+    owner, _, role = name.rpartition(".")
+    ran_in_float = getattr(model.get_submodule(owner), "ran_in_float", False)
+    return not fake_quant.is_calibrated and role != "weight_fake_quant" and not ran_in_float
+
+
 def convert_modules(model: nn.Module, remove_qconfig: bool) -> None:
     """Replace every fake-quant module by its integer form, in place.
 
@@ -124,7 +131,7 @@ def convert_modules(model: nn.Module, remove_qconfig: bool) -> None:
     require_march()
     if model.training:
         raise StateError("convert needs model.eval() first; the model is in training mode")
-    missing = [n for n, fq in named_fake_quants(model) if not fq.is_calibrated and "weight_fake_quant" not in n]
+    missing = [name for name, fake_quant in named_fake_quants(model) if _misses_scale(model, name, fake_quant)]
     if missing:
         raise NotCalibratedError(
             f"{len(missing)} activations have no scale: {', '.join(missing[:8])}{' ...' if len(missing) > 8 else ''}; "

@@ -35,15 +35,16 @@ class OutputQuant:
 
 
 def run_fake_quant(spec: OpSpec, args: Any, kwargs: dict[str, Any], fake_quant: FakeQuantize | None) -> Any:
-    """The float function on real values, its output fake-quantized.
+    """The float function on real values, its output fake-quantized; outside the stubs it stays float.
 
     Raises:
         UnsupportedOpError: some tensor operands are quantized and others are not.
     """
     if spec.float_fn is None:
         raise UnsupportedOpError(f"operator {spec.name} has no function form")
-    if fake_quant is not None:
-        _require_one_kind(args, kwargs, spec.name)
+    if fake_quant is None or first_qtensor([args, kwargs]) is None:
+        return spec.float_fn(*to_plain(args), **to_plain(kwargs))
+    _require_one_kind(args, kwargs, spec.name)
     return quantized_output(spec.float_fn(*to_plain(args), **to_plain(kwargs)), fake_quant)
 
 
@@ -146,13 +147,16 @@ class FakeQuantFunction(FunctionOp):
     """Fake-quant form of a function with its own output scale."""
 
     activation_post_process: FakeQuantize | None
+    ran_in_float = False  # outside the stubs: a scale is then not missed
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Function on real values, output fake-quantized; plain float in and out where nothing is quantized."""
         spec = spec_of_function(self.function) or get_spec(self.function)
         kwargs = {**self.bound, **kwargs}
         fake_quant = self.activation_post_process
-        return in_place(lambda *a: run_fake_quant(spec, a, kwargs, fake_quant), args, kwargs)
+        result = in_place(lambda *a: run_fake_quant(spec, a, kwargs, fake_quant), args, kwargs)
+        self.ran_in_float = self.ran_in_float or not isinstance(result, QTensor)
+        return result
 
     def to_integer(self) -> IntegerFunction:
         """The integer form."""
@@ -224,10 +228,13 @@ class FakeQuantFloatFunctional(FloatFunctional):
     """FloatFunctional with a fake-quantized output."""
 
     activation_post_process: FakeQuantize | None
+    ran_in_float = False  # outside the stubs: a scale is then not missed
 
     def forward(self, function: str, *args: Any, **kwargs: Any) -> Any:
         """Function on real values, output fake-quantized."""
-        return run_fake_quant(_functional_spec(function), args, kwargs, self.activation_post_process)
+        result = run_fake_quant(_functional_spec(function), args, kwargs, self.activation_post_process)
+        self.ran_in_float = self.ran_in_float or not isinstance(result, QTensor)
+        return result
 
     def to_integer(self) -> IntegerFloatFunctional:
         """The integer form."""
@@ -268,6 +275,7 @@ def _functional_spec(function: str) -> OpSpec:
 
 
 def _take_output(module: IntegerFunction | IntegerFloatFunctional, fake_quant: FakeQuantize | None) -> None:
+    fake_quant = fake_quant if fake_quant is not None and fake_quant.is_calibrated else None
     module._modules.pop("activation_post_process", None)
     module.__dict__.pop("activation_post_process", None)
     module.register_buffer("out_scale", None if fake_quant is None else fake_quant.tensor_scale.detach().clone())
