@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from profiler.errors import ConfigError, NotCalibratedError, StateError
+from profiler.errors import ConfigError, ModelError, NotCalibratedError, StateError
 from profiler.quant.affine import QInfo, fake_quantize
 from profiler.quant.journal import Journal
 from profiler.quant.observers import MovingAverageMinMaxObserver, ObserverBase
@@ -142,8 +142,7 @@ class FakeQuantize(nn.Module):
 
     def calibrate_on(self, x: Tensor) -> None:
         """Observe one tensor now, whatever the state (weights: their scale needs no data)."""
-        self.activation_post_process(x)
-        self._take_scale()
+        self._observe(x)
 
     def forward(self, x: Tensor) -> Tensor:
         """Observe and fake-quantize, each if it is on.
@@ -155,8 +154,7 @@ class FakeQuantize(nn.Module):
             StateError: the state would observe nothing, or round with an unknown scale (policy "error").
         """
         if self._is_observer_on and self.training:
-            self.activation_post_process(x)
-            self._take_scale()
+            self._observe(x)
             if self.journal is not None:
                 self.journal.count_observed(self.name, is_calibration=not self._is_fake_quant_on)
         elif self._is_observer_on and not self._is_fake_quant_on and not self.is_calibrated:
@@ -185,6 +183,13 @@ class FakeQuantize(nn.Module):
             f"qscheme={observer.qscheme}, ch_axis={observer.ch_axis}, scale={self.scale!r}, "
             f"zero_point={self.zero_point!r}"
         )
+
+    def _observe(self, x: Tensor) -> None:
+        try:
+            self.activation_post_process(x)
+        except ModelError as error:
+            raise ModelError(f"{self.name or 'a fake quant'}: {error}") from None
+        self._take_scale()
 
     def _take_scale(self) -> None:
         if not self.is_calibrated:
