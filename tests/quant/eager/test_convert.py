@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack
 
-from profiler.errors import UnsupportedOpError
+from profiler.errors import ModelError, UnsupportedOpError
 from profiler.quant import (
     DeQuantStub,
     FakeQuantState,
@@ -224,3 +224,26 @@ def test_convert_no_grad_inference_mode_and_grad_mode_agree() -> None:
         assert torch.equal(integer(x), first)
     assert torch.equal(integer(x), first)
     assert not integer(x).requires_grad
+
+
+def test_functions_outside_the_stubs_stay_float_in_every_stage() -> None:
+    class Outside(Stubbed):
+        def __init__(self) -> None:
+            super().__init__()
+            self.before, self.conv, self.after = nn.AvgPool2d(2), nn.Conv2d(3, 3, 1), nn.AdaptiveAvgPool2d(1)
+
+        def forward(self, x: Tensor) -> Any:
+            return torch.sigmoid(self.after(super().forward(self.before(x))))
+
+        def body(self, x: Any) -> Any:
+            return self.conv(x)
+
+    model = make(Outside)
+    prepared = eager(model, images())
+    for stage in (prepared, convert(prepared)):
+        assert torch.allclose(stage(images()[0]), model(images()[0]), atol=0.01)
+
+
+def test_calibration_with_nan_names_the_tensor() -> None:
+    with pytest.raises(ModelError, match=r"quant\.activation_post_process: a tensor to be observed holds NaN"):
+        eager(make(Residual), [images()[0] * float("nan")])

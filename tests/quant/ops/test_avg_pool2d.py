@@ -4,9 +4,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import torch.nn.functional as F
 from torch import nn
 
+from profiler.quant import QTensor
 from tests.quant.op_forms import (
     assert_codes_equal,
     assert_nearly_same_codes,
@@ -88,7 +90,7 @@ def test_avg_pool2d_int16_sums_are_exact() -> None:
 def test_avg_pool2d_fake_quant_gradient_is_that_of_the_mean() -> None:
     fake, _ = forms_of(nn.AvgPool2d(2), 0.1)
     x = on_grid(codes((1, 1, 4, 4)), 0.01).dequantize().requires_grad_()
-    fake(x).dequantize().sum().backward()
+    fake(QTensor.wrap(x, torch.tensor(0.01), "qint8")).dequantize().sum().backward()
     assert x.grad is not None
     assert bool((x.grad == 0.25).all())
     assert F.avg_pool2d(x, 2).abs().max() < 12.7
