@@ -311,7 +311,10 @@ class Patch:
 
 @dataclass(frozen=True)
 class Finding:
-    """One cause of a problem, decided by a rule of the catalogue."""
+    """One cause of a problem, decided by a rule of the catalogue.
+
+    `op` is empty for the whole model. `related` are lines about other findings with the same cause, folded under this one.
+    """
 
     id: str
     title: str

@@ -38,8 +38,7 @@ def op_details(layers: Sequence[LayerRecord], findings: Sequence[Finding], texts
     """
     numbers: dict[str, list[int]] = {}
     for number, finding in enumerate(findings):
-        for name in dict.fromkeys((finding.op, *finding.related)):
-            numbers.setdefault(name, []).append(number)
+        numbers.setdefault(finding.op, []).append(number)
     return {
         "facts": [_facts(layer, texts) for layer in layers],
         "histograms": [_histograms(layer) for layer in layers],

@@ -135,8 +135,7 @@ def _severities(findings: Sequence[Finding]) -> dict[str, int]:
     for finding in findings:
         if finding.origin == "own":
             rank = SEVERITY_ORDER.index(finding.severity)
-            for name in (finding.op, *finding.related):
-                worst[name] = min(rank, worst.get(name, rank))
+            worst[finding.op] = min(rank, worst.get(finding.op, rank))
     return worst
 
 

@@ -44,7 +44,6 @@ class FindingView:
     gain: str
     evidence: tuple[EvidenceView, ...]
     row: int
-    related: tuple[tuple[str, int], ...]
 
 
 def stage_tiles(data: ReportData) -> tuple[Tile, ...]:
@@ -53,8 +52,8 @@ def stage_tiles(data: ReportData) -> tuple[Tile, ...]:
     for number, metric in enumerate(data.stage_metrics):
         change = metric.value - data.stage_metrics[0].value
         sign = "+" if change > 0 else ""
-        note = "reference" if number == 0 else f"{sign}{decimals(change, 4)} against {data.stage_metrics[0].stage}"
-        tiles.append(Tile(f"{metric.stage} metric", significant(metric.value, 4, "up"), note))
+        note = "reference" if number == 0 else f"{sign}{significant(change, 3)} against {data.stage_metrics[0].stage}"
+        tiles.append(Tile(f"{metric.stage} metric", significant(metric.value), note))
     return tuple(tiles)
 
 
@@ -94,12 +93,12 @@ def rows_of_ops(comparison: Comparison) -> dict[str, int]:
 
 def _output_tile(layer: LayerRecord, pair: str, limits: Limits) -> Tile:
     if layer.accumulated is None:
-        return Tile(f"output {layer.name}", "not compared", layer.reason or layer.status, "bad")
+        return Tile(layer.name, "not compared", layer.reason or layer.status, "bad")
     sqnr = layer.accumulated.sqnr_db
     if math.isnan(sqnr):
-        return Tile(f"output {layer.name}", "NaN", f"SQNR, {pair}", "bad")
+        return Tile(layer.name, "NaN", f"SQNR, {pair}", "bad")
     value = "identical" if sqnr == math.inf else f"{decimals(sqnr, 1, 'up')} dB"
-    return Tile(f"output {layer.name}", value, f"SQNR, {pair}", "good" if sqnr >= limits.sqnr_db else "bad")
+    return Tile(layer.name, value, f"SQNR, {pair}", "good" if sqnr >= limits.sqnr_db else "bad")
 
 
 def _finding_view(number: int, finding: Finding, rows: dict[str, int]) -> FindingView:
@@ -114,7 +113,6 @@ def _finding_view(number: int, finding: Finding, rows: dict[str, int]) -> Findin
         gain=", ".join(gains),
         evidence=tuple(_evidence_view(item) for item in finding.evidence),
         row=rows.get(finding.op, -1),
-        related=tuple((name, rows.get(name, -1)) for name in finding.related),
     )
 
 

@@ -253,7 +253,7 @@ def _findings() -> tuple[Finding, ...]:
             "Split it: its calls differ 9x in range.",
             "Fl",
             (Evidence("ratio", 9.0, "x", "2"), Evidence("calls", 2)),
-            related=("shared.conv(1)",),
+            related=("RG1 W: One standard deviation spans only 2.5 int8 codes",),
         ),
         Finding("IN2", "The input is one-sided", "W", "quant", "Normalise around 0.", "F", (Evidence("bits lost", 1),)),
         Finding("RG1", "Follows from the first", "I", UNICODE, "Look at its input first.", "0", origin="propagated"),
