@@ -53,7 +53,7 @@ def stage_tiles(data: ReportData) -> tuple[Tile, ...]:
         change = metric.value - data.stage_metrics[0].value
         sign = "+" if change > 0 else ""
         note = "reference" if number == 0 else f"{sign}{significant(change, 3)} against {data.stage_metrics[0].stage}"
-        tiles.append(Tile(f"{metric.stage} metric", significant(metric.value), note))
+        tiles.append(Tile(f"{metric.stage} metric", _metric_text(metric.value), note))
     return tuple(tiles)
 
 
@@ -89,6 +89,13 @@ def rows_of_ops(comparison: Comparison) -> dict[str, int]:
     for row, layer in enumerate(comparison.layers):
         rows.setdefault(layer.op_name, row)
     return rows
+
+
+def _metric_text(value: float) -> str:
+    """Rounded plainly, but never up to a perfect score."""
+    text = significant(value)
+    is_claimed_perfect = text in (significant(1.0), significant(100.0)) and value < float(text)
+    return significant(value, 4, "up") if is_claimed_perfect else text
 
 
 def _output_tile(layer: LayerRecord, pair: str, limits: Limits) -> Tile:
