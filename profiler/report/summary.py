@@ -94,7 +94,7 @@ def rows_of_ops(comparison: Comparison) -> dict[str, int]:
 def _metric_text(value: float) -> str:
     """Rounded plainly, but never up to a perfect score."""
     text = significant(value)
-    is_claimed_perfect = text in (significant(1.0), significant(100.0)) and value < float(text)
+    is_claimed_perfect = value < float(text) and float(text) in (1.0, 100.0)
     return significant(value, 4, "up") if is_claimed_perfect else text
 
 
