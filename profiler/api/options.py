@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from profiler.errors import ModelError, ReportError
-from profiler.quant.march import March, get_march, parse_march, set_march
+from profiler.quant.march import March, get_march, march_set_to, parse_march
 
 DEFAULT_OUT_DIR = "profiler_out"
 Progress = Callable[[str, int, int], None]
@@ -54,12 +54,8 @@ def chosen_march(march: str | None) -> Iterator[str]:
     former = get_march()
     chosen = parse_march(march) if march is not None else former or March.BAYES
     note = "" if march is not None or former is not None else "no march was set: bayes is assumed"
-    set_march(chosen)
-    try:
+    with march_set_to(chosen):
         yield note
-    finally:
-        if former is not None:
-            set_march(former)
 
 
 def require_writable(out_dir: Path) -> None:
@@ -81,19 +77,26 @@ def require_writable(out_dir: Path) -> None:
         ) from error
 
 
-def require_finite_weights(model: nn.Module) -> None:
-    """Refuse a model with NaN or Inf in its parameters or buffers.
+def require_usable_weights(model: nn.Module) -> None:
+    """Refuse a model in half precision, or with NaN or Inf in its parameters or buffers.
 
     Raises:
-        ModelError: names the tensors and how many of their values are bad.
+        ModelError: names the tensors, their dtype, or how many of their values are bad.
     """
-    bad = []
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            bad.append(f"{name}: {int((~torch.isfinite(tensor)).sum())} of {tensor.numel()} values")
+    tensors = [(n, t) for n, t in [*model.named_parameters(), *model.named_buffers()] if t.is_floating_point()]
+    half = [(name, tensor.dtype) for name, tensor in tensors if tensor.dtype in (torch.float16, torch.bfloat16)]
+    if half:
+        raise ModelError(
+            f"{type(model).__name__}: {half[0][0]} is {half[0][1]}; expected float32, whose rounding hides no error of "
+            "int8: pass model.float() and float32 data"
+        )
+    bad = [
+        f"{name}: {int((~torch.isfinite(tensor)).sum())} of {tensor.numel()} values"
+        for name, tensor in tensors
+        if not bool(torch.isfinite(tensor).all())
+    ]
     if bad:
         raise ModelError(
-            f"{type(model).__name__} has NaN or Inf in its weights "
-            f"({'; '.join(bad[:5])}{' ...' if len(bad) > 5 else ''}); no scale can "
-            "be made from them: load a sound checkpoint"
+            f"{type(model).__name__} has NaN or Inf in its weights ({'; '.join(bad[:5])}{' ...' if bad[5:] else ''}); no "
+            "scale can be made from them: load a sound checkpoint"
         )

@@ -6,9 +6,9 @@ from typing import Any, get_args
 
 from torch import nn
 
-from profiler.api.options import Options, chosen_march, require_finite_weights, require_writable
+from profiler.api.options import Options, chosen_march, require_usable_weights, require_writable
 from profiler.api.report_data import write_run
-from profiler.api.workflow import compare_stages
+from profiler.api.workflow import compare_stages, evaluate_stages
 from profiler.capture.assemble import comparison_record
 from profiler.capture.batches import take_batches
 from profiler.capture.state_facts import state_record
@@ -45,8 +45,11 @@ def profile_pair(
 ) -> ProfileReport:
     """Compare two stages on one batch; see `model_profiler`."""
     _check_arguments(model1, model2, example_inputs, mode, kwargs_dict)
+    if options.qconfig_dict is not None:
+        raise ConfigError("qconfig_dict prepares a float model; both models of this form are given: leave it out")
     assert mode is not None
-    require_finite_weights(model1)
+    for model in (model1, model2):
+        require_usable_weights(model)
     batches = take_batches([example_inputs], model1, 1, options.batch_process_func)
     require_writable(options.out_dir)
     prepared = model2 if mode != "QvsQ" else model1
@@ -70,6 +73,7 @@ def profile_pair(
             batches=batches.items,
             prepared=prepared,
             state=state if mode != "QvsQ" else None,
+            stage_metrics=evaluate_stages({names[0]: reference, names[1]: test}, options),
             notes=(note, *notes),
         )
 

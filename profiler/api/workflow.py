@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from profiler.api.options import Options, chosen_march, require_finite_weights, require_writable
+from profiler.api.options import Options, chosen_march, require_usable_weights, require_writable
 from profiler.api.report_data import write_run
 from profiler.capture.assemble import comparison_record
 from profiler.capture.batches import Batch, require_same_flags, take_batches
@@ -21,6 +22,7 @@ from profiler.profile_report import ProfileReport
 from profiler.quant.eager.convert import convert
 from profiler.quant.fx.parts import prepare_traceable
 from profiler.quant.modules import QuantOp
+from profiler.quant.ops.registry import spec_of_module
 from profiler.quant.policy import state_policy
 from profiler.quant.qconfig import default_calib_8bit_fake_quant_qconfig
 from profiler.quant.states import FakeQuantState, named_fake_quants, set_fake_quantize
@@ -35,7 +37,7 @@ def profile_model(model: nn.Module, data: Any, options: Options) -> ProfileRepor
         raise ModelError(
             "the model is a converted (integer) model alone; pass the calib or qat model that it was made from"
         )
-    require_finite_weights(model)
+    require_usable_weights(model)
     batches = take_batches(data, model, options.num_batches, options.batch_process_func)
     require_writable(options.out_dir)
     with chosen_march(options.march) as note:
@@ -46,9 +48,10 @@ def profile_model(model: nn.Module, data: Any, options: Options) -> ProfileRepor
 def _profile_float(
     model: nn.Module, batches: Sequence[Batch], options: Options, notes: tuple[str, ...]
 ) -> ProfileReport:
-    reference = copy_model(model).eval()
+    reference = _as_network(copy_model(model).eval())
     run_forward(reference, batches[0], "float", 0)
     require_same_flags(batches)
+    known = evaluate_stages({"float": copy_model(reference)} if options.evaluate else {}, options)
     qconfig_dict = options.qconfig_dict or {"": default_calib_8bit_fake_quant_qconfig}
     options.tell("prepare", 0, 1)
     calib = prepare_traceable(
@@ -65,7 +68,12 @@ def _profile_float(
     was_training = (
         (f"{type(model).__name__} was in training mode: a copy in eval was profiled",) if model.training else ()
     )
-    return _compare_and_write(model, reference, calib, "calib", batches, options, (*notes, *was_training))
+    return _compare_and_write(model, reference, calib, "calib", batches, options, (*notes, *was_training), known=known)
+
+
+def _as_network(model: nn.Module) -> nn.Module:
+    """A model that is one op, such as nn.Linear, as a network of that op."""
+    return nn.Sequential(OrderedDict(model=model)) if spec_of_module(model) is not None else model
 
 
 def _profile_prepared(
@@ -90,6 +98,7 @@ def _compare_and_write(
     options: Options,
     notes: tuple[str, ...],
     state_of: nn.Module | None = None,
+    known: tuple[StageMetric, ...] = (),
 ) -> ProfileReport:
     """FvsQ, convert, QvsQ, metrics on all stages, report."""
     leaves = frozenset(getattr(test, LEAVES_ATTRIBUTE, ()))
@@ -112,7 +121,7 @@ def _compare_and_write(
         batches=batches,
         prepared=test if state_of is None else state_of,
         state=state_record(model) if state_of is not None else None,
-        stage_metrics=evaluate_stages(stages, options),
+        stage_metrics=evaluate_stages(stages, options, known),
         notes=more_notes,
     )
 
@@ -171,20 +180,24 @@ def compare_stages(
     return run_pair(Stage(*reference), Stage(*test), batches, extra_leaves=leaves, progress=options.progress, step=step)
 
 
-def evaluate_stages(stages: dict[str, nn.Module], options: Options) -> tuple[StageMetric, ...]:
-    """The user's metric on each stage.
+def evaluate_stages(
+    stages: dict[str, nn.Module], options: Options, known: tuple[StageMetric, ...] = ()
+) -> tuple[StageMetric, ...]:
+    """The user's metric on each stage; on those of `known` it is known already.
 
     Raises:
         ModelError: `evaluate` raised, or returned no number.
     """
     if options.evaluate is None:
         return ()
-    results = []
-    for index, (name, model) in enumerate(stages.items()):
-        options.tell("evaluate", index, len(stages))
-        results.append(StageMetric(name, _evaluate(options.evaluate, name, model)))
-    options.tell("evaluate", len(stages), len(stages))
-    return tuple(results)
+    results = {metric.stage: metric for metric in known}
+    left = {name: model for name, model in stages.items() if name not in results}
+    for index, (name, model) in enumerate(left.items()):
+        options.tell("evaluate", index, len(left))
+        results[name] = StageMetric(name, _evaluate(options.evaluate, name, model))
+    if left:
+        options.tell("evaluate", len(left), len(left))
+    return tuple(results.values())
 
 
 def _evaluate(evaluate: Callable[[nn.Module], Any], name: str, model: nn.Module) -> float:

@@ -28,8 +28,8 @@ class Batch:
         return model(*_clone(self.args), **_clone(self.kwargs))
 
     def positional(self, model: nn.Module) -> tuple[Any, ...]:
-        """The arguments in the order of the forward's parameters, defaults filled in."""
-        bound = inspect.signature(model.forward).bind(*self.args, **self.kwargs)
+        """Copies of the arguments in the order of the forward's parameters, defaults filled in."""
+        bound = inspect.signature(model.forward).bind(*_clone(self.args), **_clone(self.kwargs))
         bound.apply_defaults()
         values: list[Any] = []
         for name, value in bound.arguments.items():
@@ -74,11 +74,8 @@ def take_batches(
         raise DataError(f"num_batches is {num_batches}; expected at least 1")
     items: list[Batch] = []
     notes: dict[str, None] = {}
-    for index, raw in enumerate(_iterate(data)):
-        if index >= num_batches:
-            break
-        given = batch_process_func(raw) if batch_process_func is not None else raw
-        batch, note = fit_batch(given, model, index)
+    for index, raw in enumerate(_first(data, num_batches)):
+        batch, note = fit_batch(_processed(raw, index, batch_process_func), model, index)
         _check_values(batch, index)
         items.append(_to_device(batch, model))
         if note:
@@ -88,6 +85,35 @@ def take_batches(
             "the data holds no batch; pass a tensor, a tuple, a dict, or an iterable that yields at least one of them"
         )
     return Batches(tuple(items), tuple(notes))
+
+
+def _first(data: Any, num_batches: int) -> list[Any]:
+    """The first batches as they are; one more is not asked for."""
+    taken: list[Any] = []
+    batches = iter(_iterate(data))
+    while len(taken) < num_batches:
+        try:
+            taken.append(next(batches))
+        except StopIteration:
+            break
+        except Exception as error:
+            raise DataError(
+                f"the data raised {type(error).__name__} while batch {len(taken)} was read: {error}; expected an "
+                "iterable of batches: iterate over it once by itself"
+            ) from error
+    return taken
+
+
+def _processed(raw: Any, index: int, batch_process_func: Callable[[Any], Any] | None) -> Any:
+    if batch_process_func is None:
+        return raw
+    try:
+        return batch_process_func(raw)
+    except Exception as error:
+        raise DataError(
+            f"batch {index} is {type(raw).__name__}: batch_process_func raised {type(error).__name__}: {error}; it must "
+            "turn what the data yields into a tensor, a tuple of arguments or a dict"
+        ) from error
 
 
 def fit_batch(given: Any, model: nn.Module, index: int) -> tuple[Batch, str]:
@@ -157,7 +183,9 @@ def update_digest(digest: Any, tensor: Tensor) -> None:
 
 
 def _iterate(data: Any) -> Iterable[Any]:
-    if isinstance(data, (Tensor, dict)) or (isinstance(data, tuple) and all(isinstance(d, Tensor) for d in data)):
+    if isinstance(data, (Tensor, dict)) or (
+        data and isinstance(data, tuple) and all(isinstance(d, Tensor) for d in data)
+    ):
         return [data]
     if hasattr(data, "keys") and not isinstance(data, Iterable):
         return [data]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import Enum
 
 from profiler.errors import ConfigError
@@ -51,6 +53,18 @@ def set_march(march: March | str) -> None:
 def get_march() -> March | None:
     """The target chosen last, or None."""
     return _current
+
+
+@contextmanager
+def march_set_to(march: March) -> Iterator[None]:
+    """The target inside a with block; the former one, or none, comes back, also after an error."""
+    global _current
+    former = _current
+    _current = march
+    try:
+        yield
+    finally:
+        _current = former
 
 
 def require_march() -> March:
