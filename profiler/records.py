@@ -313,7 +313,8 @@ class Patch:
 class Finding:
     """One cause of a problem, decided by a rule of the catalogue.
 
-    `op` is empty for the whole model. `related` are lines about other findings with the same cause, folded under this one.
+    `op` is empty for the whole model. `related` are lines about other findings with the same cause, folded under this
+    one.
     """
 
     id: str

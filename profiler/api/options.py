@@ -97,6 +97,6 @@ def require_usable_weights(model: nn.Module) -> None:
     ]
     if bad:
         raise ModelError(
-            f"{type(model).__name__} has NaN or Inf in its weights ({'; '.join(bad[:5])}{' ...' if bad[5:] else ''}); no "
-            "scale can be made from them: load a sound checkpoint"
+            f"{type(model).__name__} has NaN or Inf in its weights ({'; '.join(bad[:5])}{' ...' if bad[5:] else ''}); "
+            "no scale can be made from them: load a sound checkpoint"
         )

@@ -21,19 +21,18 @@ from profiler.errors import ModelError, NotCalibratedError, PrepareError, Profil
 from profiler.profile_report import ProfileReport
 from profiler.quant.eager.convert import convert
 from profiler.quant.fx.parts import prepare_traceable
-from profiler.quant.modules import QuantOp
 from profiler.quant.ops.registry import spec_of_module
 from profiler.quant.policy import state_policy
 from profiler.quant.qconfig import default_calib_8bit_fake_quant_qconfig
 from profiler.quant.states import FakeQuantState, named_fake_quants, set_fake_quantize
-from profiler.quant.swap import LEAVES_ATTRIBUTE, copy_model
+from profiler.quant.swap import LEAVES_ATTRIBUTE, copy_model, is_converted
 from profiler.records import StageMetric
 
 
 def profile_model(model: nn.Module, data: Any, options: Options) -> ProfileReport:
     """Float or prepared model and data to a report; see `model_profiler`."""
     is_prepared = any(True for _ in named_fake_quants(model))
-    if not is_prepared and _is_converted(model):
+    if not is_prepared and is_converted(model):
         raise ModelError(
             "the model is a converted (integer) model alone; pass the calib or qat model that it was made from"
         )
@@ -64,6 +63,7 @@ def _profile_float(
         raise PrepareError(
             f"{type(model).__name__}: no op of this model has a quantized form, so there is nothing to compare"
         )
+    options.tell("prepare", 1, 1)
     calibrate(calib, reference, batches, options)
     was_training = (
         (f"{type(model).__name__} was in training mode: a copy in eval was profiled",) if model.training else ()
@@ -245,7 +245,3 @@ def _worst_batch(run: PairRun) -> str:
         f"batch {worst} of {len(errors)} has the largest relative output error ({errors[worst]:.3g}; median "
         f"{sorted(errors)[len(errors) // 2]:.3g})"
     )
-
-
-def _is_converted(model: nn.Module) -> bool:
-    return any(isinstance(m, QuantOp) and hasattr(m, "out_dtype") for m in model.modules())

@@ -111,8 +111,8 @@ def _processed(raw: Any, index: int, batch_process_func: Callable[[Any], Any] | 
         return batch_process_func(raw)
     except Exception as error:
         raise DataError(
-            f"batch {index} is {type(raw).__name__}: batch_process_func raised {type(error).__name__}: {error}; it must "
-            "turn what the data yields into a tensor, a tuple of arguments or a dict"
+            f"batch {index} is {type(raw).__name__}: batch_process_func raised {type(error).__name__}: {error}; it "
+            "must turn what the data yields into a tensor, a tuple of arguments or a dict"
         ) from error
 
 

@@ -15,8 +15,10 @@ from profiler.quant.observers import MovingAverageMinMaxObserver, ObserverBase
 from profiler.quant.policy import complain
 
 _MISTAKE_3 = (
-    "{name}: observing is on and fake quant is off (CALIBRATION), but the module is in eval, so nothing is observed; "
-    "call model.eval() first and set_fake_quantize(model, FakeQuantState.CALIBRATION) after it"
+    "{name}: observing is on and fake quant is off (CALIBRATION), but the module is in eval, so nothing is observed "
+    "and nothing is rounded; to evaluate, call set_fake_quantize(model, FakeQuantState.VALIDATION) after "
+    "model.eval(); to calibrate, call model.eval() first and set_fake_quantize(model, FakeQuantState.CALIBRATION) "
+    "after it"
 )
 _MISTAKE_2 = (
     "{name}: fake quant is on, but no scale is known and none can be observed; call model.eval(), "
@@ -157,7 +159,7 @@ class FakeQuantize(nn.Module):
             self._observe(x)
             if self.journal is not None:
                 self.journal.count_observed(self.name, is_calibration=not self._is_fake_quant_on)
-        elif self._is_observer_on and not self._is_fake_quant_on and not self.is_calibrated:
+        elif self._is_observer_on and not self._is_fake_quant_on:
             complain(StateError, _MISTAKE_3.format(name=self.name or "a fake quant"))
         if not self._is_fake_quant_on:
             return x

@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
-from profiler.errors import ModelError, NotCalibratedError, StateError
+from profiler.errors import ModelError, NotCalibratedError, PrepareError, StateError
 from profiler.quant.fake_quant import FakeQuantize
 from profiler.quant.march import require_march
-from profiler.quant.modules import is_leaf
+from profiler.quant.modules import QuantOp, is_leaf
 from profiler.quant.naming import op_name
 from profiler.quant.ops.functional import (
     FloatFunctional,
@@ -114,6 +115,25 @@ def leaves(model: nn.Module, prefix: str = "") -> Iterator[tuple[nn.Module, str,
             yield from leaves(child, path)
 
 
+def is_converted(model: nn.Module) -> bool:
+    """Whether a model holds integer forms of ops: it comes out of convert."""
+    return any(isinstance(m, QuantOp) and hasattr(m, "out_dtype") for m in model.modules())
+
+
+def require_float_model(model: nn.Module) -> None:
+    """Refuse to prepare what is no float model any more.
+
+    Raises:
+        PrepareError: the model is prepared or converted, or in half precision.
+    """
+    if any(True for _ in named_fake_quants(model)) or is_converted(model):
+        stage = "converted" if is_converted(model) else "prepared"
+        raise PrepareError(f"{type(model).__name__} is {stage} already; prepare the float model that it was made from")
+    half = [(n, p.dtype) for n, p in model.named_parameters() if p.dtype in (torch.float16, torch.bfloat16)]
+    if half:
+        raise PrepareError(f"{half[0][0]} is {half[0][1]}; quantization starts from float32: call model.float() first")
+
+
 def _misses_scale(model: nn.Module, name: str, fake_quant: FakeQuantize) -> bool:
     """Whether convert needs a scale that no data gave: weights make theirs, functions outside the stubs need none."""
     owner, _, role = name.rpartition(".")
@@ -125,10 +145,14 @@ def convert_modules(model: nn.Module, remove_qconfig: bool) -> None:
     """Replace every fake-quant module by its integer form, in place.
 
     Raises:
+        PrepareError: the model is not prepared, or converted already.
         StateError: the model is in training mode.
         NotCalibratedError: activations without a scale; the message names them.
     """
     require_march()
+    if not any(True for _ in named_fake_quants(model)):
+        stage = "converted already" if is_converted(model) else "a float model"
+        raise PrepareError(f"{type(model).__name__} is {stage}; convert takes a prepared and calibrated model")
     if model.training:
         raise StateError("convert needs model.eval() first; the model is in training mode")
     missing = [name for name, fake_quant in named_fake_quants(model) if _misses_scale(model, name, fake_quant)]

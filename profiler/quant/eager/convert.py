@@ -26,6 +26,7 @@ def convert(
         fast_mode: accepted; there is one integer form.
 
     Raises:
+        PrepareError: the model is not prepared, or converted already.
         StateError: the model is in training mode.
         NotCalibratedError: activations without a scale; the message names them.
     """

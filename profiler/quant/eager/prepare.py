@@ -15,7 +15,15 @@ from profiler.quant.modules import is_leaf
 from profiler.quant.observers import ObserverBase
 from profiler.quant.qconfig import propagate_qconfig
 from profiler.quant.states import attach_journal
-from profiler.quant.swap import EFFECTS_ATTRIBUTE, QuantEffect, copy_model, effect_of, fake_quant_form, leaves
+from profiler.quant.swap import (
+    EFFECTS_ATTRIBUTE,
+    QuantEffect,
+    copy_model,
+    effect_of,
+    fake_quant_form,
+    leaves,
+    require_float_model,
+)
 
 
 def prepare_qat(
@@ -50,6 +58,7 @@ def prepare_qat(
     require_march()
     if not inplace:
         model = copy_model(model)
+    require_float_model(model)
     name_fused_groups(model)
     propagate_qconfig(model)
     effects = _swap_leaves(model, mapping or {})

@@ -28,6 +28,7 @@ from profiler.quant.swap import (
     copy_model,
     effect_of,
     fake_quant_form,
+    require_float_model,
 )
 
 
@@ -90,6 +91,7 @@ def prepare_qat_fx(
     """
     require_march()
     model = copy_model(model)
+    require_float_model(model)
     auto_stubs = not has_stubs(model)
     traced = trace(model, example_inputs=None if example_inputs is None else tuple(example_inputs))
     if example_inputs is not None:
