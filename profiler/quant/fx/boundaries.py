@@ -169,13 +169,16 @@ class BoundaryPlanner:
 
 
 def use_high_precision_outputs(root: nn.Module, graph: fx.Graph, plan: Plan) -> None:
-    """Give every weighted op that only feeds DeQuantStubs an unquantized output (in place, in the plan)."""
+    """Give every weighted op whose calls all feed DeQuantStubs only an unquantized output (in place, in the plan)."""
+    calls: dict[str, list[fx.Node]] = {}
     for node in graph.nodes:
-        if node.op != "call_module" or str(node.target) not in plan.quantized:
-            continue
-        spec = spec_of_node(root, node)
-        if spec is not None and spec.family is Family.GEMM and _feeds_only_dequants(root, node):
-            plan.quantized[str(node.target)] = high_precision_output(plan.quantized[str(node.target)])
+        if node.op == "call_module" and str(node.target) in plan.quantized:
+            calls.setdefault(str(node.target), []).append(node)
+    for target, nodes in calls.items():
+        spec = spec_of_node(root, nodes[0])
+        is_weighted = spec is not None and spec.family is Family.GEMM
+        if is_weighted and all(_feeds_only_dequants(root, node) for node in nodes):
+            plan.quantized[target] = high_precision_output(plan.quantized[target])
 
 
 def _feeds_only_dequants(root: nn.Module, node: fx.Node) -> bool:

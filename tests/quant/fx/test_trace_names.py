@@ -127,3 +127,19 @@ def test_float_ops_inside_the_region_are_named_in_the_effects() -> None:
     reasons = {e.op: e.reason for e in prepared.quant_effects if e.actual == "torch.float32" and e.reason}
     assert set(reasons) == {"1", "2"}
     assert "no quantized form of SiLU" in reasons["2"]
+
+
+def test_high_precision_output_shared_op_keeps_its_quantized_output_for_its_other_calls() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.shared, self.last = nn.Linear(3, 3), nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            x = self.shared(self.shared(x))
+            return x, self.last(x)
+
+    qconfig = {"": default_calib_8bit_fake_quant_qconfig}
+    prepared = prepare_qat_fx(Twice().eval(), qconfig, example_inputs=(torch.randn(2, 3),), high_precision_outputs=True)
+    assert prepared.shared.activation_post_process is not None
+    assert prepared.last.activation_post_process is None
