@@ -11,32 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from profiler import ProfileReport, model_profiler
-from profiler.errors import ConfigError, DataError, ModelError, PrepareError, ProfilerError, ReportError
+from profiler.errors import ConfigError, DataError, ModelError, PrepareError, ProfilerError
 from profiler.quant import March, convert, set_march
-from profiler.records import ReportData
-from profiler.store import save_report
-from tests.capture.stages import assert_untouched, calibrated, images
-
-
-class Net(nn.Module):
-    """Small, with a BatchNorm, in the mode that it is given."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.bn, self.fc = nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Linear(8, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc(torch.relu(self.bn(self.conv(x))).flatten(1))
-
-
-class Half(Net):
-    """Raises half-way on batches of 3."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.shape[0] == 3:
-            raise ValueError("planted")
-        return super().forward(x)
+from tests.api.calls import Half, Net, batch, fails, reports
+from tests.capture.stages import calibrated, images
 
 
 class KeywordOnly(nn.Module):
@@ -46,48 +24,6 @@ class KeywordOnly(nn.Module):
 
     def forward(self, *, x: Tensor, gain: Tensor) -> Tensor:
         return self.fc(x * gain)
-
-
-def batch(size: int = 2, seed: int = 0) -> Tensor:
-    return images(size, 1, 4, 4, seed=seed)
-
-
-def fails(error: type[ProfilerError], parts: list[str], model: Any, data: Any, **options: Any) -> None:
-    """The call raises this error, its message holds all parts, and the model is as it was."""
-
-    def run() -> None:
-        with pytest.raises(error) as raised:
-            model_profiler(model, data, **options)
-        text = str(raised.value)
-        assert [part for part in parts if part not in text] == [], text
-
-    assert_untouched(model, run) if isinstance(model, nn.Module) else run()
-
-
-def reports(model: nn.Module, data: Any, out_dir: Path, *, in_full: bool = False, **options: Any) -> ProfileReport:
-    """The call gives a report that can be read, and the model is as it was."""
-    with pytest.MonkeyPatch.context() as patch:
-        if not in_full:
-            patch.setattr("profiler.report.write.write_report", write_quickly)
-        return _reports(model, data, out_dir, **options)
-
-
-def write_quickly(data: ReportData, out_dir: Path, *, make_zip: bool) -> None:
-    """report.json as always, a stand-in for the page: rendering is tested elsewhere."""
-    out_dir.mkdir(parents=True, exist_ok=True)
-    save_report(data, out_dir / "report.json")
-    (out_dir / "profiler.html").write_text(data.verdict, "utf-8")
-
-
-def _reports(model: nn.Module, data: Any, out_dir: Path, **options: Any) -> ProfileReport:
-    report = assert_untouched(model, lambda: model_profiler(model, data, out_dir=out_dir, make_zip=False, **options))
-    assert report.html_path is not None
-    assert report.html_path.is_file()
-    assert report.verdict
-    assert report.coverage.compared > 0
-    (output, *_) = [layer for layer in report.layers if layer.is_output]
-    assert output.accumulated.sqnr_db > 15
-    return report
 
 
 @pytest.fixture(autouse=True)
@@ -165,56 +101,6 @@ def test_nan_in_the_data() -> None:
         Net(),
         [batch(), bad],
     )
-
-
-def test_out_dir_below_a_file_is_found_before_anything_runs(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("mine")
-    ran: list[int] = []
-    data = [batch()]
-    model = Net()
-    model.conv.register_forward_hook(lambda *_: ran.append(1))
-    fails(
-        ReportError,
-        ["out_dir", "file", "cannot be written", "pass another"],
-        model,
-        data,
-        out_dir=tmp_path / "file/out",
-    )
-    assert ran == []
-    assert (tmp_path / "file").read_text() == "mine"
-
-
-def test_out_dir_that_is_a_file_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("mine")
-    fails(ReportError, ["file", "cannot be written"], Net(), [batch()], out_dir=tmp_path / "file")
-
-
-def test_failing_run_leaves_no_folder(tmp_path: Path) -> None:
-    fails(DataError, ["batch 0"], Net(), images(2, 3, 4, 4), out_dir=tmp_path / "new/out")
-    assert not (tmp_path / "new").exists()
-
-
-def test_second_run_replaces_the_old_report_as_a_whole(tmp_path: Path) -> None:
-    first = reports(Net(), batch(), tmp_path, in_full=True)
-    old = {p.name for p in tmp_path.iterdir()}
-    (tmp_path / "notes.txt").write_text("mine")
-    stale = tmp_path / "model0_statistic.txt"
-    assert stale.name in old
-    stale.write_text("old")
-    second = reports(Net(), batch(3), tmp_path, in_full=True)
-    assert {p.name for p in tmp_path.iterdir()} == old | {"notes.txt"}
-    assert (tmp_path / "notes.txt").read_text() == "mine"
-    assert stale.read_text() != "old"
-    assert first.data.fingerprints["inputs"] != second.data.fingerprints["inputs"]
-    assert ProfileReport.load(tmp_path).data == second.data
-
-
-def test_failing_second_run_leaves_the_old_report(tmp_path: Path) -> None:
-    reports(Net(), batch(), tmp_path, in_full=True)
-    before = {p.name: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
-    fails(ModelError, ["batch 1"], Half(), [batch(), batch(3)], out_dir=tmp_path)
-    fails(ModelError, ["evaluate raised"], Net(), batch(), out_dir=tmp_path, evaluate=lambda model: 1 / 0)
-    assert {p.name: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
 
 
 def test_model_in_train_mode_is_profiled_in_eval_and_said_so(tmp_path: Path) -> None:
@@ -308,44 +194,6 @@ def test_not_a_module(model: Any, got: str) -> None:
 def test_converted_model_alone() -> None:
     converted = convert(calibrated(Net().eval(), "fx", batch()))
     fails(ModelError, ["converted (integer) model alone", "calib or qat model"], converted, batch())
-
-
-@pytest.mark.parametrize(
-    ("returned", "parts"),
-    [
-        ("good", ["evaluate returned 'good' (str)", "expected a number"]),
-        ("0.5", ["evaluate returned '0.5' (str)"]),
-        (None, ["evaluate returned None"]),
-        (float("nan"), ["evaluate returned nan", "finite"]),
-        (torch.zeros(3), ["evaluate returned tensor", "one number"]),
-    ],
-    ids=str,
-)
-def test_evaluate_that_gives_no_number(returned: Any, parts: list[str]) -> None:
-    fails(ModelError, [*parts, "on the float model"], Net(), batch(), evaluate=lambda model: returned)
-
-
-def test_evaluate_that_raises_does_so_before_the_long_part() -> None:
-    steps: list[str] = []
-    parts = ["evaluate raised ZeroDivisionError on the float model", "return a number"]
-    fails(ModelError, parts, Net(), batch(), evaluate=lambda m: 1 / 0, progress=lambda step, *_: steps.append(step))
-    assert "calibrate" not in steps
-
-
-@pytest.mark.parametrize("value", [1, 0.5, True, torch.tensor(0.5), torch.tensor([0.5])], ids=str)
-def test_evaluate_is_called_on_every_stage(value: Any, tmp_path: Path) -> None:
-    flags: list[bool] = []
-
-    def evaluate(model: nn.Module) -> Any:
-        flags.append(model.training)
-        model.train()
-        return value
-
-    report = reports(Net(), batch(), tmp_path, evaluate=evaluate)
-    assert [(m.stage, m.value) for m in report.stage_metrics] == [
-        ("float", float(value)), ("calib", float(value)), ("quantized", float(value)),
-    ]  # fmt: skip
-    assert flags == [False, False, False]
 
 
 def test_unknown_march() -> None:

@@ -1,0 +1,59 @@
+"""Networks of many kinds: a report with numbers, and every op that stays in float is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from profiler import model_profiler
+from tests.api.odd_models import ODD
+from tests.api.quick import write_quickly
+from tests.capture.stages import assert_untouched
+
+IN_FLOAT = {
+    "unet": {"interpolate_0", "interpolate_1", "cat_1"},
+    "squeeze_excite": {"sigmoid_0", "mul_0"},
+    "lstm_classifier": {"lstm", "add_0"},
+    "transformer_encoder_layer": {"layer", "mean_0"},
+    "depthwise_prelu": {"2", "5"},
+    "siamese": {"cosine_similarity_0"},
+    "multi_head_dict": {"sigmoid_0"},
+    "log_softmax": {"log_softmax_0"},
+    "group_norm": {"1", "2"},
+    "audio_conv1d": {"5"},
+    "transposed_decoder": {"3", "4", "5", "6"},
+    "einsum_attention": {"einsum_0", "div_0", "softmax_0"},
+    "text_classifier": {"embedding", "mul_0", "sum_0", "div_0"},
+    "constant_added": {"add_1", "mul_0", "add_2"},
+    "training_branch": set(),
+    "data_dependent_block": {"gate", "mean_0"},
+    "optional_mask": set(),
+    "split_and_slice": {"mul_0"},
+    "masked_in_place": {"MaskInPlace"},
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_network_gives_a_report(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("profiler.report.write.write_report", write_quickly)
+    torch.manual_seed(1)
+    model, batch = ODD[name]()
+    report = assert_untouched(model, lambda: model_profiler(model, [batch] * 3, out_dir=tmp_path))
+    # ops that later become integer ones shrink this set: then the test shrinks with it
+    assert {e.op for e in report.data.effects if e.reason} <= IN_FLOAT[name]
+    assert len(report.data.comparisons) == 2
+    for comparison in report.data.comparisons:
+        coverage = comparison.coverage
+        assert coverage.executed == coverage.compared + sum(coverage.reasons.values())
+        assert set(coverage.reasons) <= {
+            "integer or bool output: counted, not compared",
+            "passes its input on: fused into the op before it",
+        }
+        for layer in comparison.layers:
+            if layer.is_output:
+                assert layer.accumulated.sqnr_db > 30
+            elif layer.status == "compared":
+                assert layer.injected is not None, layer.name
+                assert layer.injected.sqnr_db > 20, layer.name
