@@ -59,7 +59,10 @@ def high_precision_output(context: Context, layer: LayerRecord) -> Patch:
 
 
 def fixed_scale(context: Context, layer: LayerRecord, scale: float, dtype: str) -> Patch:
-    """Give an op's output a scale by hand."""
+    """Give an op's output a scale by hand; a QuantStub of the user's takes it itself."""
+    if layer.kind == "quant_stub" and not context.is_function(layer):
+        code = f"model.get_submodule({layer.op_name!r}).scale = {scale:.6g}   # before prepare"
+        return Patch("fixed_scale", layer.op_name, code, {"scale": scale})
     code = (
         "from profiler.quant import FixedScaleObserver, get_default_qconfig\n"
         "fixed = get_default_qconfig(\n"

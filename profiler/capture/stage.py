@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,8 @@ from profiler.quant.ops.functional import FloatFunctional, FunctionOp
 from profiler.quant.ops.registry import Family, OpSpec, spec_of_class, spec_of_function, spec_of_module
 from profiler.quant.qtensor import QTensor
 from profiler.records import QuantParams
+
+FLOAT_STAGE = "float"
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,8 @@ class Stage:
     def add(self, call: OpCall) -> None:
         """Take one op call into the sums."""
         if call.name not in self.facts:
-            self.facts[call.name] = op_facts(call)
+            facts = op_facts(call)
+            self.facts[call.name] = in_float(facts) if self.name == FLOAT_STAGE else facts
             self.outputs[call.name] = TensorSums()
         for tensor in call.outputs:
             add_tensor(self.outputs[call.name], tensor)
@@ -100,6 +103,17 @@ class Stage:
                 if producer in readers and name not in readers[producer]:
                     readers[producer].append(name)
         return readers
+
+
+def in_float(facts: OpFacts) -> OpFacts:
+    """Facts of an op of the float stage: a prepared model with fake quant off carries scales, but rounds nothing."""
+    inputs = tuple(_unscaled(tensor) for tensor in facts.inputs)
+    outputs = tuple(_unscaled(tensor) for tensor in facts.outputs)
+    return replace(facts, inputs=inputs, outputs=outputs, qparams=None)
+
+
+def _unscaled(tensor: TensorFacts) -> TensorFacts:
+    return TensorFacts(tensor.shape, "torch.float32", (), -1) if tensor.scale else tensor
 
 
 def real_values(tensor: Tensor) -> Tensor:

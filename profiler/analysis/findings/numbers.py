@@ -48,7 +48,7 @@ def clipped(context: Context) -> Iterator[Finding]:
     """More energy is lost to clipping than to rounding."""
     truncated = [
         (layer, error)
-        for layer, error in _int8_layers(context)
+        for layer, error in _int8_layers(context, with_stubs=True)
         if error.is_clipped and error.codes_per_std >= _COARSE_W and error.sqnr_db < _CLIPPED_W_DB
     ]
     for layer, error in _worst_calls(truncated, lambda error: error.sqnr_db):
@@ -104,11 +104,12 @@ def uneven_channels(context: Context) -> Iterator[Finding]:
         )
 
 
-def _int8_layers(context: Context) -> Iterator[tuple[LayerRecord, QuantError]]:
-    """Compared op calls with an int8 scale of their own; stubs are judged by the input rules."""
+def _int8_layers(context: Context, *, with_stubs: bool = False) -> Iterator[tuple[LayerRecord, QuantError]]:
+    """Compared op calls with an int8 scale of their own. How well an input fills its range is for the input rules."""
+    without = SCALE_KEEPING if with_stubs else {*SCALE_KEEPING, "quant_stub"}
     for layer in context.layers:
         is_int8 = layer.qparams is not None and layer.qparams.dtype == "qint8" and layer.qparams.is_calibrated
-        if is_int8 and layer.quant_error is not None and layer.kind not in {*SCALE_KEEPING, "quant_stub"}:
+        if is_int8 and layer.quant_error is not None and layer.kind not in without:
             yield layer, layer.quant_error
 
 
