@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from profiler.quant.fx.in_place import is_in_place
 from profiler.quant.naming import NOT_OPS, generated_name, join
 from profiler.quant.ops.functional import FunctionOp
 
@@ -40,7 +41,7 @@ def functions_to_modules(root: nn.Module, graph: fx.Graph) -> None:
             new = graph.call_module(path, node.args, node.kwargs)
         new.meta.update(node.meta)
         node.replace_all_uses_with(new)
-        if _is_in_place(node) and node.args and isinstance(node.args[0], fx.Node):
+        if is_in_place(node) and node.args and isinstance(node.args[0], fx.Node):
             _redirect_later_users(node.args[0], new, graph)
         graph.erase_node(node)
 
@@ -88,15 +89,6 @@ def _makes_tuple(root: nn.Module, source: Any) -> bool:
             return module.function in _MAKES_TUPLE
         return isinstance(module, _TUPLE_MODULES)
     return source.meta.get("function") in _MAKES_TUPLE
-
-
-def _is_in_place(node: fx.Node) -> bool:
-    if node.kwargs.get("inplace"):
-        return True
-    if node.op == "call_method":
-        return str(node.target).endswith("_") and not str(node.target).endswith("__")
-    name = getattr(node.target, "__name__", "")
-    return name in ("iadd", "isub", "imul", "itruediv") or (name.endswith("_") and not name.endswith("__"))
 
 
 def _redirect_later_users(old: fx.Node, new: fx.Node, graph: fx.Graph) -> None:

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from profiler.errors import PrepareError
 from profiler.quant.fx.arguments import python_arguments
+from profiler.quant.fx.in_place import write_through_view
 from profiler.quant.modules import is_leaf
 from profiler.quant.naming import canonical_function_name
 from profiler.quant.ops.functional import tensors_in
@@ -135,18 +136,26 @@ def trace(model: nn.Module, leaves: set[str] | None = None, example_inputs: tupl
         tracer = QuantTracer({*(leaves or ()), *untraceable}, fixed)
         try:
             with _ConstantCalls(tracer):
-                return Traced(tracer.trace(model), untraceable)
+                return Traced(_traced_graph(tracer, model), untraceable)
         except Exception as error:
             reason = _describe(error)
             if not tracer.failed or tracer.failed in untraceable:
                 raise PrepareError(
-                    f"{type(model).__name__}.forward cannot be traced symbolically ({reason}); use the eager "
-                    f"front end: put "
-                    "QuantStub and DeQuantStub into the model and call prepare_qat"
+                    f"{type(model).__name__}.forward cannot be traced symbolically ({reason}); use the eager front "
+                    "end: put QuantStub and DeQuantStub into the model and call prepare_qat"
                 ) from error
             untraceable[tracer.failed] = f"cannot be traced symbolically ({reason})"
             _LOGGER.warning("%s %s: it stays in float", tracer.failed, untraceable[tracer.failed])
     raise PrepareError(f"{type(model).__name__}: more than {_MAX_RETRIES} submodules cannot be traced")
+
+
+def _traced_graph(tracer: QuantTracer, model: nn.Module) -> fx.Graph:
+    graph = tracer.trace(model)
+    written = write_through_view(graph)
+    if written is not None:
+        tracer.failed = written.meta["scope"] or None
+        raise NotImplementedError(f"{written.meta['function']} overwrites a view of a value that is read again later")
+    return graph
 
 
 class _KindRecorder(fx.Interpreter):

@@ -73,3 +73,25 @@ def test_trace_same_function_in_two_spellings_shares_the_count() -> None:
             return F.relu(x) + torch.relu(x.add(1).relu())
 
     assert sorted(op_names(Two())) == ["add_0", "add_1", "relu_0", "relu_1", "relu_2"]
+
+
+class _WritesThroughView(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.conv(x)
+        y.view(-1).add_(1)
+        return y
+
+
+def test_trace_write_through_a_view_keeps_the_module_a_leaf() -> None:
+    traced = trace(nn.Sequential(nn.Conv2d(2, 2, 1), _WritesThroughView()))
+
+    assert "overwrites a view" in traced.untraceable["1"]
+
+
+def test_trace_write_through_a_view_in_the_root_is_refused() -> None:
+    with pytest.raises(PrepareError, match="add overwrites a view of a value that is read again later"):
+        trace(_WritesThroughView())
