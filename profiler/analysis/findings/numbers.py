@@ -45,7 +45,10 @@ def too_few_codes(context: Context) -> Iterator[Finding]:
 
 @rule("RG2")
 def clipped(context: Context) -> Iterator[Finding]:
-    """More energy is lost to clipping than to rounding."""
+    """More energy is lost to clipping than to rounding, and a scale that covers the range would lose less.
+
+    An observer that cuts off rare outliers to gain resolution for the rest has done its work: no finding.
+    """
     truncated = [
         (layer, error)
         for layer, error in _int8_layers(context, with_stubs=True)
@@ -56,6 +59,8 @@ def clipped(context: Context) -> Iterator[Finding]:
             continue
         absmax = max(x.reference_output.absmax for x in context.calls_of(layer.op_name) if x.reference_output)
         scale = absmax / ((layer.qparams.quant_max - layer.qparams.quant_min) / 2)
+        if _noise_at(error, scale / layer.qparams.scale[0]) >= error.clip_energy + error.rounding_energy:
+            continue
         yield _finding(
             "RG2",
             layer,
@@ -102,6 +107,11 @@ def uneven_channels(context: Context) -> Iterator[Finding]:
             ),
             fixes.int16(context, [layer]),
         )
+
+
+def _noise_at(error: QuantError, factor: float) -> float:
+    """Rounding energy of all values at `factor` times the present scale."""
+    return error.rounding_energy * factor * factor / max(1 - error.clip_ratio, 1e-12)
 
 
 def _int8_layers(context: Context, *, with_stubs: bool = False) -> Iterator[tuple[LayerRecord, QuantError]]:

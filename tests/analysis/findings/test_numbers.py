@@ -127,11 +127,22 @@ def test_rg1_and_rg2_never_speak_of_one_layer_together() -> None:
 
 def test_rg2_scale_covers_the_reference() -> None:
     (finding,) = clipped(
-        context(layer("conv", quant_error=quant_error(clip=2.0, sqnr_db=15.0), reference_output=stats(-51, 10)))
+        context(layer("conv", quant_error=quant_error(clip=900.0, sqnr_db=15.0), reference_output=stats(-51, 10)))
     )
 
     assert finding.patch is not None
     assert finding.patch.arguments["scale"] == pytest.approx(51 / 127.5)
+
+
+def test_rg2_is_silent_where_a_scale_that_covers_the_range_loses_more() -> None:
+    scale = layer("conv").qparams.scale[0]  # type: ignore[union-attr]
+    wide = stats(-10 * scale * 127.5, 10)  # covering it takes 10 times the scale: 100 times the rounding energy
+
+    def found(clip: float) -> int:
+        error = quant_error(clip=clip, rounding=1.0, sqnr_db=15.0)
+        return len(list(clipped(context(layer("conv", quant_error=error, reference_output=wide)))))
+
+    assert (found(clip=90.0), found(clip=110.0)) == (0, 1)
 
 
 @pytest.mark.parametrize(
