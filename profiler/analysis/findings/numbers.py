@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from profiler.analysis import fixes
 from profiler.analysis.context import SCALE_KEEPING, Context
 from profiler.analysis.findings.registry import rule
-from profiler.records import Evidence, Finding, LayerRecord, Patch, QuantError, Severity
+from profiler.records import Evidence, Finding, LayerRecord, Patch, QuantError, Severity, TensorStats
 
 _COARSE_W, _COARSE_E = 3.0, 1.0
 _CLIPPED_W_DB, _CLIPPED_E_DB = 30.0, 20.0
@@ -36,6 +36,7 @@ def too_few_codes(context: Context) -> Iterator[Finding]:
             "them small. If the model stays as it is, give the op int16, in the calib and in the QAT qconfig.",
             (
                 Evidence("codes per standard deviation", error.codes_per_std, "codes", "3 (W), 1 (E)"),
+                *_widest_channel(layer),
                 *_range_evidence(layer),
             ),
             fixes.int16(context, [layer]),
@@ -57,7 +58,7 @@ def clipped(context: Context) -> Iterator[Finding]:
     for layer, error in _worst_calls(truncated, lambda error: error.sqnr_db):
         if layer.qparams is None:
             continue
-        absmax = max(x.reference_output.absmax for x in context.calls_of(layer.op_name) if x.reference_output)
+        absmax = max(stats.absmax for x in context.calls_of(layer.op_name) if (stats := _reference(x)) is not None)
         scale = absmax / ((layer.qparams.quant_max - layer.qparams.quant_min) / 2)
         if _noise_at(error, scale / layer.qparams.scale[0]) >= error.clip_energy + error.rounding_energy:
             continue
@@ -107,6 +108,15 @@ def uneven_channels(context: Context) -> Iterator[Finding]:
             ),
             fixes.int16(context, [layer]),
         )
+
+
+def _widest_channel(layer: LayerRecord) -> tuple[Evidence, ...]:
+    """Which channel sets the range, where one stands out."""
+    channels = layer.test_output.channels if layer.test_output is not None else None
+    if channels is None or channels.absmax_median <= 0 or channels.absmax_max < _SPREAD * channels.absmax_median:
+        return ()
+    spread = channels.absmax_max / channels.absmax_median
+    return (Evidence(f"range of channel {channels.widest_channel} / median channel", spread, "x"),)
 
 
 def _noise_at(error: QuantError, factor: float) -> float:
@@ -185,8 +195,13 @@ def _varies(layer: LayerRecord) -> bool:
     return layer.reference_output is not None and layer.reference_output.var > 0
 
 
+def _reference(layer: LayerRecord) -> TensorStats | None:
+    """What the op's scale has to hold; an automatic stub has no op in the reference, but passes its input on."""
+    return layer.reference_output or layer.reference_input
+
+
 def _range_evidence(layer: LayerRecord) -> tuple[Evidence, ...]:
-    stats = layer.reference_output
+    stats = _reference(layer)
     if stats is None or layer.qparams is None:
         return ()
     return (

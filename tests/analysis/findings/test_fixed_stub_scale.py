@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
 
@@ -36,3 +37,14 @@ def test_rg2_stub_scale_that_fits_is_silent(tmp_path: Path) -> None:
     _, report = profile(4 / 127.5, tmp_path)
 
     assert "RG2" not in {f.id for f in report.findings}
+
+
+def test_rg2_automatic_stub_that_clips_is_found_by_the_range_of_its_input(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+    x = torch.randn(4, 3, 12, 12)
+    report = model_profiler(net, [x * 0.1] * 9 + [x * 3], out_dir=tmp_path, make_zip=False)
+
+    finding = next(f for f in report.findings if f.id == "RG2" and "activation_post_process" in f.op)
+    evidence = {e.name: e.value for e in finding.evidence}
+    assert evidence["largest magnitude"] == pytest.approx(float(x.abs().max()) * 3)
