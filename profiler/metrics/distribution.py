@@ -15,6 +15,7 @@ _BINS = 128
 _MASS_BINS = 16
 _MASS_SAMPLE = 65536
 _MASS_VALUES = 2**20  # most values of one tensor that are counted for the KL divergence
+_HISTC_EXACT = 2**24  # torch.histc counts in float32, exactly up to here
 _LARGE = 2**18
 _LEAST_EXPONENT = -126
 _FLOAT32_EXPONENT = 100  # beyond 2^+-100 the bins' edges are computed in float64
@@ -70,7 +71,8 @@ class GrowingHistogram:
             self._double()
         bound = 2.0**self.exponent
         values = x if abs(self.exponent) <= _FLOAT32_EXPONENT else x.double()
-        self.counts += torch.histc(values, bins=_BINS, min=-bound, max=bound).to(torch.int64).cpu()
+        for part in torch.split(values, _HISTC_EXACT):
+            self.counts += torch.histc(part, bins=_BINS, min=-bound, max=bound).to(torch.int64).cpu()
 
     def record(self) -> Histogram | None:
         """The histogram without empty ends, or None if nothing was added."""

@@ -319,3 +319,11 @@ def test_non_finite_values_do_not_count_as_clipped() -> None:
 
     assert (sums.count, sums.num_clipped) == (1, 0)
     assert sums.signal_energy == 1.0
+
+
+def test_histogram_of_more_values_than_float32_counts_is_exact() -> None:
+    histogram = GrowingHistogram()
+    histogram.update(torch.full((2**24 + 1000,), 0.5), 0.5)
+    record = histogram.record()
+    assert record is not None
+    assert sum(record.counts) == 2**24 + 1000
