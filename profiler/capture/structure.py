@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from profiler.capture.stage import OpFacts, Stage, describe_observer
 from profiler.metrics.difference import PairSums
 from profiler.metrics.distribution import TensorSums
-from profiler.quant.affine import dequantize
+from profiler.quant.affine import dequantize, qinfo
 from profiler.quant.fake_quant import FakeQuantize
 from profiler.quant.modules import Identity, is_leaf, type_name
 from profiler.quant.naming import op_name
@@ -107,7 +107,8 @@ def weight_params(module: nn.Module | None) -> QuantParams | None:
             info.name, scale, fake_quant.ch_axis, info.quant_min, info.quant_max, fake_quant.is_calibrated
         )
     if isinstance(module, IntegerGemm):
-        return QuantParams("qint8", tuple(float(s) for s in module.weight_scale), 0, -128, 127)
+        info = qinfo(module.weight_dtype)
+        return QuantParams(info.name, tuple(float(s) for s in module.weight_scale), 0, info.quant_min, info.quant_max)
     return None
 
 

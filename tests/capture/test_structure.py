@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from profiler.capture.structure import weight_params
 from profiler.quant import (
     FakeQuantState,
     QuantStub,
@@ -17,8 +18,9 @@ from profiler.quant import (
     fuse_modules,
     prepare_qat,
     set_fake_quantize,
+    set_march,
 )
-from profiler.quant.qconfig import get_default_qconfig, high_precision_output
+from profiler.quant.qconfig import QConfig, get_default_qconfig, high_precision_output
 from profiler.records import Comparison, TensorRecord
 from tests.capture import awkward_models as nets
 from tests.capture.stages import QCONFIG, calibrated, compared, images, pair, stages
@@ -266,3 +268,19 @@ def test_converted_model_stage_runs_without_fake_quants() -> None:
     calib = calibrated(nets.SharedConv().eval(), "eager", x)
     run = pair(calib, convert(calib), x, names=("qat", "quantized"))
     assert run.pairs["conv"].accumulated.error_max < 1e-6
+
+
+def test_weight_dtype_of_a_converted_model_is_its_own() -> None:
+    calib = calibrated_with(get_default_qconfig(weight_qkwargs={"dtype": "qint16"}))
+    weights = [weight_params(module) for module in convert(calib).modules()]
+    assert [(w.dtype, w.quant_min, w.quant_max) for w in weights if w is not None] == [("qint16", -32768, 32767)]
+
+
+def calibrated_with(qconfig: QConfig) -> nn.Module:
+    model = nn.Sequential(QuantStub(), nn.Conv2d(2, 3, 1))
+    model.qconfig = qconfig  # type: ignore[assignment]
+    set_march("bayes")
+    calib = prepare_qat(model).eval()
+    set_fake_quantize(calib, FakeQuantState.CALIBRATION)
+    calib(images(2, 2, 4, 4))
+    return calib
