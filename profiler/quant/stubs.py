@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from profiler.errors import ConfigError, UnsupportedOpError
-from profiler.quant.affine import qinfo, quantize
+from profiler.quant.affine import QInfo, quantize
 from profiler.quant.fake_quant import FakeQuantize
 from profiler.quant.modules import QuantOp, adopt, place_like, quantized_output
 from profiler.quant.observers import FixedScaleObserver
@@ -72,7 +72,7 @@ class FakeQuantStub(QuantStub):
         module = adopt(IntegerQuantStub, self)
         module._modules.pop("activation_post_process")
         module.register_buffer("out_scale", self.activation_post_process.tensor_scale.detach().clone())
-        module.out_dtype = self.activation_post_process.dtype
+        module.out_info = self.activation_post_process.info
         return module
 
     def _get_name(self) -> str:
@@ -83,13 +83,18 @@ class IntegerQuantStub(QuantStub):
     """QuantStub that writes integer codes."""
 
     out_scale: Tensor
-    out_dtype: str
+    out_info: QInfo
+
+    @property
+    def out_dtype(self) -> str:
+        """Name of the codes' dtype."""
+        return self.out_info.name
 
     def forward(self, x: Tensor) -> Tensor:
         """Codes of the input."""
         if isinstance(x, QTensor):
             return x
-        return QTensor.wrap(quantize(x, self.out_scale, qinfo(self.out_dtype)), self.out_scale, self.out_dtype)
+        return QTensor.wrap(quantize(x, self.out_scale, self.out_info), self.out_scale, self.out_dtype)
 
     def extra_repr(self) -> str:
         return f"scale={float(self.out_scale):.8g}, dtype={self.out_dtype}"

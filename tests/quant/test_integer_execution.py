@@ -9,7 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from profiler.quant import default_calib_8bit_fake_quant_qconfig, default_calib_16bit_fake_quant_qconfig
+from profiler.quant import (
+    DeQuantStub,
+    QTensor,
+    QuantStub,
+    default_calib_8bit_fake_quant_qconfig,
+    default_calib_16bit_fake_quant_qconfig,
+    get_default_calib_qconfig,
+)
 from profiler.quant.qconfig import high_precision_output
 from tests.models import (
     CalledTwice,
@@ -115,3 +122,22 @@ def test_watch_sees_a_fake_quant_model() -> None:
     _, watch = Watched(stage(make(Residual), images()))(images()[0])
     assert any("conv2d" in violation for violation in watch.violations)
     assert any("linear" in violation for violation in watch.violations)
+
+
+@pytest.mark.parametrize("front_end", FRONT_ENDS)
+def test_narrower_code_range_is_kept_by_convert(front_end: str) -> None:
+    prepare, to_integers = FRONT_ENDS[front_end]
+    qconfig = get_default_calib_qconfig(calib_qkwargs={"quant_min": -8, "quant_max": 7})
+    torch.manual_seed(0)
+    model = nn.Sequential(QuantStub(), nn.Conv2d(2, 3, 1), nn.ReLU6(), nn.Conv2d(3, 3, 1), DeQuantStub())
+    batch, x = images(2, (2, 2, 4, 4))
+    calib = prepare(model, [batch], qconfig)
+    x = x * 3  # beyond what was observed: the codes clip
+    quantized = to_integers(calib)
+    seen: list[Any] = []
+    for module in quantized.modules():
+        module.register_forward_hook(lambda _module, _args, out: seen.append(out))
+    torch.testing.assert_close(quantized(x), calib(x))
+    codes = [q.plain for q in seen if isinstance(q, QTensor)]
+    assert codes
+    assert all(q.min() >= -8 and q.max() <= 7 for q in codes)

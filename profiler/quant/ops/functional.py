@@ -5,33 +5,33 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from profiler.errors import UnsupportedOpError
-from profiler.quant.affine import QInfo, qinfo
+from profiler.quant.affine import QInfo
 from profiler.quant.fake_quant import FakeQuantize
 from profiler.quant.modules import QuantOp, adopt, make_activation, quantized_output
 from profiler.quant.ops.registry import Family, OpSpec, get_spec, spec_of_function
 from profiler.quant.qconfig import QConfig
 from profiler.quant.qtensor import QTensor, first_qtensor, to_float, to_plain, user_line
 
+_NUMPY_NAMES = {"axis": "dim", "keepdims": "keepdim"}
 
+
+@dataclass(frozen=True)
 class OutputQuant:
-    """Scale and dtype that an integer function writes its codes in."""
+    """Scale and code range that an integer function writes its codes in."""
 
-    def __init__(self, scale: Tensor, dtype: str) -> None:
-        self.scale, self.dtype = scale, dtype
-
-    @property
-    def info(self) -> QInfo:
-        return qinfo(self.dtype)
+    scale: Tensor
+    info: QInfo
 
     def wrap(self, codes: Tensor) -> QTensor:
         """Codes with this scale."""
-        return QTensor.wrap(codes, self.scale, self.dtype)
+        return QTensor.wrap(codes, self.scale, self.info.name)
 
 
 def run_fake_quant(spec: OpSpec, args: Any, kwargs: dict[str, Any], fake_quant: FakeQuantize | None) -> Any:
@@ -42,6 +42,7 @@ def run_fake_quant(spec: OpSpec, args: Any, kwargs: dict[str, Any], fake_quant: 
     """
     if spec.float_fn is None:
         raise UnsupportedOpError(f"operator {spec.name} has no function form")
+    kwargs = _torch_names(kwargs)
     if fake_quant is None or first_qtensor([args, kwargs]) is None:
         return spec.float_fn(*to_plain(args), **to_plain(kwargs))
     _require_one_kind(args, kwargs, spec.name)
@@ -56,6 +57,7 @@ def run_integer(spec: OpSpec, args: Any, kwargs: dict[str, Any], out: OutputQuan
     """
     if spec.float_fn is None or spec.integer_fn is None:
         raise UnsupportedOpError(f"operator {spec.name} has no integer form")
+    kwargs = _torch_names(kwargs)
     if out is None or first_qtensor([args, kwargs]) is None:
         return spec.float_fn(*to_float(args), **to_float(kwargs))
     _require_one_kind(args, kwargs, where)
@@ -82,6 +84,11 @@ def overwrite(target: QTensor, result: Any) -> bool:
         target.plain.copy_(result.plain)
     target.scale, target.qdtype, target.ch_axis = result.scale, result.qdtype, result.ch_axis
     return True
+
+
+def _torch_names(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Keyword arguments by torch's own names: it also takes numpy's, as in `x.mean(axis=1, keepdims=True)`."""
+    return {_NUMPY_NAMES.get(name, name): value for name, value in kwargs.items()}
 
 
 def _require_one_kind(args: Any, kwargs: dict[str, Any], where: str) -> None:
@@ -169,6 +176,7 @@ class IntegerFunction(FunctionOp):
     """Integer form of a function with its own output scale."""
 
     out_scale: Tensor | None
+    out_info: QInfo | None
     out_dtype: str
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -250,6 +258,7 @@ class IntegerFloatFunctional(FloatFunctional):
     """FloatFunctional on codes."""
 
     out_scale: Tensor | None
+    out_info: QInfo | None
     out_dtype: str
 
     def forward(self, function: str, *args: Any, **kwargs: Any) -> Any:
@@ -279,8 +288,11 @@ def _take_output(module: IntegerFunction | IntegerFloatFunctional, fake_quant: F
     module._modules.pop("activation_post_process", None)
     module.__dict__.pop("activation_post_process", None)
     module.register_buffer("out_scale", None if fake_quant is None else fake_quant.tensor_scale.detach().clone())
+    module.out_info = None if fake_quant is None else fake_quant.info
     module.out_dtype = "torch.float32" if fake_quant is None else fake_quant.dtype
 
 
 def _output_of(module: IntegerFunction | IntegerFloatFunctional) -> OutputQuant | None:
-    return None if module.out_scale is None else OutputQuant(module.out_scale, module.out_dtype)
+    if module.out_scale is None or module.out_info is None:
+        return None
+    return OutputQuant(module.out_scale, module.out_info)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from profiler.errors import PrepareError
-from profiler.quant.affine import along_axis, qinfo, quantize, round_half_even
+from profiler.quant.affine import QInfo, along_axis, qinfo, quantize, round_half_even
 from profiler.quant.fake_quant import FakeQuantize
 from profiler.quant.modules import QuantOp, adopt, make_activation, place_like, quantized_output, require_codes
 from profiler.quant.qconfig import QConfig
@@ -118,12 +118,17 @@ def make_fake_quant(cls: type[_FQ], module: nn.Module, qconfig: QConfig) -> _FQ:
     """Fake-quant form of a float (or fused) module.
 
     Raises:
-        PrepareError: the qconfig has no weight fake quant.
+        PrepareError: the qconfig has no weight fake quant, or one along another axis than the output channels'.
     """
     if qconfig.weight is None:
         raise PrepareError(f"{cls.base_name}: the qconfig has no weight fake quant; give one, or set qconfig = None")
     new = adopt(cls, module)
     new.weight_fake_quant = place_like(qconfig.weight(), module)
+    if new.weight_fake_quant.ch_axis > 0:
+        raise PrepareError(
+            f"{cls.base_name}: the weight's ch_axis is {new.weight_fake_quant.ch_axis}; expected 0 (output channels) "
+            "or -1 (one scale), since only these can be requantized: change weight_qkwargs"
+        )
     new.activation_post_process = make_activation(qconfig, module)
     return new
 
@@ -158,6 +163,7 @@ class IntegerGemm(Gemm):
     """
 
     out_scale: Tensor | None
+    out_info: QInfo | None
     weight_scale: Tensor
     weight_dtype: str
 
@@ -171,6 +177,7 @@ class IntegerGemm(Gemm):
         self.register_buffer("weight_scale", weight_scale.contiguous())
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
         self.register_buffer("out_scale", None if output is None else output.tensor_scale.detach().clone())
+        self.out_info = None if output is None else output.info
         self.out_dtype = "torch.float32" if output is None else output.dtype
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
@@ -191,14 +198,14 @@ class IntegerGemm(Gemm):
 
     def _output(self, acc: Tensor, plan: _Plan, axis: int) -> Tensor:
         limit = None
-        if self.out_scale is None:
+        if self.out_scale is None or self.out_info is None:
             if self.epilogue.activation == "relu6":
                 limit = along_axis(round_half_even(6.0 / plan.acc_scale).to(acc.dtype), acc.dim(), axis)
                 acc = torch.minimum(acc, limit)
             return acc.to(torch.float32) * along_axis(plan.acc_scale, acc.dim(), axis)
         if self.epilogue.activation == "relu6":
             limit = round_half_even(6.0 / self.out_scale)
-        codes = requantize(acc, plan.acc_scale / self.out_scale, qinfo(self.out_dtype), axis, limit=limit)
+        codes = requantize(acc, plan.acc_scale / self.out_scale, self.out_info, axis, limit=limit)
         return QTensor.wrap(codes, self.out_scale, self.out_dtype)
 
     def _plan(self, x: QTensor, other: QTensor | None) -> _Plan:

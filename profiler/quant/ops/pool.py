@@ -61,8 +61,8 @@ def adaptive_avg_pool2d_codes(out: OutputQuant, input: QTensor, output_size: Any
     return out.wrap(requantize(sums, (input.scale.double() / out.scale.double() / areas).float(), out.info))
 
 
-def mean_codes(out: OutputQuant, input: QTensor, dim: Any = None, keepdim: bool = False, **_: Any) -> QTensor:
-    """Codes of a mean over `dim` (a number, several, or None for all)."""
+def mean_codes(out: OutputQuant, input: QTensor, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> QTensor:
+    """Codes of a mean over `dim` (a number, several, or None for all); `dtype` has no meaning for codes."""
     x = input.plain
     dims = tuple(range(x.dim())) if dim is None else tuple([dim] if isinstance(dim, int) else dim)
     count = 1

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_map
 
 from profiler.errors import UnsupportedOpError
 from profiler.quant.ops.registry import Family, OpSpec, register
-from profiler.quant.qtensor import QTensor, first_qtensor, handles, to_plain, user_line
+from profiler.quant.qtensor import QTensor, handles, to_float, to_plain, user_line
 
 _SHAPE = (
     "reshape view flatten unflatten permute transpose movedim swapaxes squeeze unsqueeze expand expand_as "
@@ -24,8 +24,11 @@ _DROPOUT = "dropout dropout2d feature_dropout alpha_dropout".split()
 
 @handles("relu", "max_pool2d", *_SHAPE, *_DROPOUT)
 def keep_scale(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Run on the values or codes and give each tensor result the scale of the first QTensor argument."""
-    source = first_qtensor([args, kwargs])
+    """Run on the values or codes and give each tensor result the scale of the tensor that is moved or selected.
+
+    Where only another argument is quantized (the pattern of `bias.expand_as(x)`) the result stays float.
+    """
+    source = _source(args, kwargs)
     result = func(*to_plain(args), **to_plain(kwargs))
     if source is None:
         return result
@@ -35,7 +38,7 @@ def keep_scale(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str
 @handles(*(name for name in _POOL if name != "max_pool2d"))
 def max_pool(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Max pools that torch has for float only: float32 carries int8 and int16 codes exactly."""
-    source = first_qtensor([args, kwargs])
+    source = _source(args, kwargs)
     if source is None or not source.holds_codes:
         return keep_scale(func, args, kwargs)
     carried = source.like(source.plain.to(torch.float32))
@@ -62,12 +65,20 @@ def move(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 
     Values in a prepared model are float already; a converted model's codes keep their integer dtype.
     """
-    source = first_qtensor([args, kwargs])
-    if source is None:
-        return func(*args, **kwargs)
+    source = _source(args, kwargs)
+    if source is None:  # float_mask.type_as(x): what x stands for is float32, also where it holds codes
+        return func(*to_float(args), **to_float(kwargs))
     moved = func(*to_plain(args), **to_plain(kwargs))
-    data = moved.to(source.plain.dtype) if isinstance(moved, Tensor) else moved
+    if not isinstance(moved, Tensor):  # x.type() without an argument asks for the name of the type
+        return moved
+    data = moved.to(source.plain.dtype)
     return QTensor.wrap(data, source.scale.to(data.device), source.qdtype, source.ch_axis)
+
+
+def _source(args: tuple[Any, ...], kwargs: dict[str, Any]) -> QTensor | None:
+    """The tensor that a function moves, or None where that one is not quantized."""
+    first = args[0] if args else kwargs.get("input")
+    return first if isinstance(first, QTensor) else None
 
 
 SHAPE = register(

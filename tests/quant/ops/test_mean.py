@@ -48,3 +48,10 @@ def test_mean_fake_quant_equals_formula_and_integer_form(dims: dict[str, Any]) -
     real = (x_q.double() * float(S(X_SCALE))).mean(**dims).numpy()
     assert_within_one_step(y_fq, fake_quantized_float64(real, OUT_SCALE), OUT_SCALE, 0.998)
     assert_nearly_same_codes(y_fq, integer.mean(quantized(x_q, X_SCALE), **dims), 0.998)
+
+
+def test_mean_with_numpy_names_equals_torch_names() -> None:
+    x = quantized(codes((3, 5, 6, 7)), X_SCALE)
+    _, integer = forms_of(FloatFunctional(), OUT_SCALE)
+    named = integer.mean(x, axis=(2, 3), keepdims=True)
+    assert_codes_equal(named, integer.mean(x, dim=(2, 3), keepdim=True).plain.numpy())

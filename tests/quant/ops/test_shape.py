@@ -112,3 +112,18 @@ def test_shape_zero_batch_is_kept() -> None:
     y = torch.flatten(quantized(codes((0, 4, 2, 2)), 0.3), 1)
     assert isinstance(y, QTensor)
     assert y.shape == (0, 16)
+
+
+@pytest.mark.parametrize("make", [on_grid, quantized])
+@pytest.mark.parametrize("function", ["expand_as", "type_as", "reshape_as"])
+def test_shape_of_a_float_tensor_like_a_quantized_one_stays_float(make: Any, function: str) -> None:
+    x = make(codes(SHAPE), 0.5)
+    mask = torch.full(SHAPE, 0.25)
+    result = getattr(mask, function)(x)
+    assert not isinstance(result, QTensor)
+    assert result.dtype == torch.float32
+    assert torch.equal(result, mask)
+
+
+def test_type_without_argument_names_the_type() -> None:
+    assert on_grid(codes(SHAPE), 0.5).type() == "torch.FloatTensor"
