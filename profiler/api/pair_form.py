@@ -16,7 +16,7 @@ from profiler.errors import ConfigError
 from profiler.profile_report import ProfileReport
 from profiler.quant.policy import state_policy
 from profiler.quant.states import FakeQuantState, named_fake_quants, set_fake_quantize
-from profiler.quant.swap import LEAVES_ATTRIBUTE, copy_model
+from profiler.quant.swap import LEAVES_ATTRIBUTE, copy_in_eval
 from profiler.records import Mode
 
 TOOLS = (
@@ -54,7 +54,7 @@ def profile_pair(
     require_writable(options.out_dir)
     prepared = model2 if mode != "QvsQ" else model1
     state = state_record(prepared)
-    reference, test = copy_model(model1).eval(), copy_model(model2).eval()
+    reference, test = copy_in_eval(model1), copy_in_eval(model2)
     for copied in (reference, test):
         _evaluate_state(copied)
     notes = list(batches.notes)

@@ -25,7 +25,7 @@ from profiler.quant.ops.registry import spec_of_module
 from profiler.quant.policy import state_policy
 from profiler.quant.qconfig import default_calib_8bit_fake_quant_qconfig
 from profiler.quant.states import FakeQuantState, named_fake_quants, set_fake_quantize
-from profiler.quant.swap import LEAVES_ATTRIBUTE, copy_model, is_converted
+from profiler.quant.swap import LEAVES_ATTRIBUTE, copy_in_eval, copy_model, is_converted
 from profiler.records import StageMetric
 
 
@@ -47,7 +47,7 @@ def profile_model(model: nn.Module, data: Any, options: Options) -> ProfileRepor
 def _profile_float(
     model: nn.Module, batches: Sequence[Batch], options: Options, notes: tuple[str, ...]
 ) -> ProfileReport:
-    reference = _as_network(copy_model(model).eval())
+    reference = _as_network(copy_in_eval(model))
     run_forward(reference, batches[0], "float", 0)
     require_same_flags(batches)
     known = evaluate_stages({"float": copy_model(reference)} if options.evaluate else {}, options)
@@ -58,7 +58,8 @@ def _profile_float(
         qconfig_dict,
         example_inputs=batches[0].positional(reference),
         high_precision_outputs=options.qconfig_dict is None,
-    ).eval()
+    )
+    calib.eval()
     if not any(True for _ in named_fake_quants(calib)):
         raise PrepareError(
             f"{type(model).__name__}: no op of this model has a quantized form, so there is nothing to compare"
@@ -80,7 +81,7 @@ def _profile_prepared(
     model: nn.Module, batches: Sequence[Batch], options: Options, notes: tuple[str, ...]
 ) -> ProfileReport:
     state = state_record(model)
-    reference, test = copy_model(model).eval(), copy_model(model).eval()
+    reference, test = copy_in_eval(model), copy_in_eval(model)
     with state_policy("ignore"):
         set_fake_quantize(reference, FakeQuantState._FLOAT)
         set_fake_quantize(test, FakeQuantState.VALIDATION)

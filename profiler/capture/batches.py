@@ -154,7 +154,7 @@ def require_same_flags(batches: Sequence[Batch]) -> None:
     first = _flags(batches[0])
     for index, batch in enumerate(batches):
         flags = _flags(batch)
-        if flags != first:
+        if not _equal(flags, first):
             raise DataError(
                 f"batch {index} has the arguments {flags} where batch 0 has {first}; expected the same in all batches "
                 "(only tensors may differ): profile each kind of batch on its own"
@@ -164,6 +164,14 @@ def require_same_flags(batches: Sequence[Batch]) -> None:
 def _flags(batch: Batch) -> dict[str, Any]:
     given = {**{str(i): value for i, value in enumerate(batch.args)}, **batch.kwargs}
     return {name: value for name, value in given.items() if not tensors_in(value)}
+
+
+def _equal(given: Any, first: Any) -> bool:
+    """Whether two nests of plain values are equal; arrays, whose `==` is no single answer, by what they print."""
+    try:
+        return bool(given == first)
+    except (ValueError, TypeError, RuntimeError):
+        return repr(given) == repr(first)
 
 
 def fingerprint(batches: Iterable[Batch]) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from profiler.errors import ConfigError, ModelError, NotCalibratedError
 from profiler.quant.affine import QInfo, qinfo, scale_from_absmax
+from profiler.quant.requantize import FLOAT32_EXACT
 
 
 class ObserverBase(nn.Module):
@@ -57,6 +58,8 @@ class ObserverBase(nn.Module):
             raise ConfigError("is_sync_quantize=True is not supported; calibrate in one process")
         if ch_axis >= 0 and not self.supports_per_channel:
             raise ConfigError(f"{type(self).__name__} works per tensor only; got ch_axis={ch_axis}, use min_max or mse")
+        if qscheme not in (torch.per_tensor_symmetric, torch.per_channel_symmetric):
+            raise ConfigError(f"qscheme is {qscheme}; expected torch.per_tensor_symmetric or per_channel_symmetric")
         self.averaging_constant = averaging_constant
         self.ch_axis, self.dtype, self.qscheme = ch_axis, dtype, qscheme
         info = qinfo(dtype)
@@ -246,7 +249,9 @@ def magnitude_histogram(values: Tensor, absmax: Tensor, bins: int) -> Tensor:
     A zero is represented exactly at any scale, so it has no say in the choice of a bound.
     """
     magnitudes = values.abs().flatten()
-    counts = torch.histc(magnitudes, bins=bins, min=0.0, max=float(absmax)).double()
+    counts = torch.zeros(bins, dtype=torch.float64, device=values.device)
+    for part in torch.split(magnitudes, FLOAT32_EXACT):  # histc counts in float32
+        counts += torch.histc(part, bins=bins, min=0.0, max=float(absmax))
     counts[0] -= (magnitudes == 0).sum()
     return counts
 

@@ -62,6 +62,12 @@ def journal_of(model: nn.Module) -> Journal | None:
     return journal if isinstance(journal, Journal) else None
 
 
+def place_fake_quants(model: nn.Module) -> None:
+    """Move the fake quants of ops without tensors of their own (stubs, functions) to the model's device."""
+    for name, fake_quant in named_fake_quants(model):
+        _place(fake_quant, model, name)
+
+
 def attach_journal(model: nn.Module) -> None:
     """Name every fake quant and give all of them one new journal."""
     journal = Journal()
@@ -71,7 +77,8 @@ def attach_journal(model: nn.Module) -> None:
 
 
 def join_state(fake_quant: FakeQuantize, root: nn.Module, name: str) -> None:
-    """A late fake quant takes part in the state and the journal of the model it joins."""
+    """A late fake quant takes part in the state, journal and device of the model it joins."""
+    _place(fake_quant, root, name)
     sibling = next((fq for _, fq in named_fake_quants(root) if fq.journal is not None), None)
     fake_quant.name, fake_quant.journal = name, journal_of(root)
     if sibling is not None:
@@ -79,6 +86,13 @@ def join_state(fake_quant: FakeQuantize, root: nn.Module, name: str) -> None:
         fake_quant.enable_observer(sibling.is_observer_on)
         fake_quant.enable_fake_quant(sibling.is_fake_quant_on)
         fake_quant.train(sibling.training)
+
+
+def _place(fake_quant: FakeQuantize, root: nn.Module, name: str) -> None:
+    owner = root.get_submodule(name.rpartition(".")[0])
+    tensor = next(iter(root.parameters()), None)
+    if tensor is not None and next(iter(owner.parameters()), None) is None and not owner._buffers:
+        fake_quant.to(tensor.device)
 
 
 def _require_mode(model: nn.Module, state: FakeQuantState) -> None:

@@ -62,6 +62,17 @@ def copy_model(model: nn.Module) -> nn.Module:
         ) from error
 
 
+def copy_in_eval(model: nn.Module) -> nn.Module:
+    """Deep copy in eval; a `train()` that the user overrode may give nothing, so its result is not used.
+
+    Raises:
+        ModelError: as `copy_model`.
+    """
+    copied = copy_model(model)
+    copied.eval()
+    return copied
+
+
 def fake_quant_form(module: nn.Module, qconfig: QConfig | None) -> nn.Module:
     """Fake-quant form of a float leaf module; the module itself where it has none or keeps the scale."""
     if qconfig is None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm as weight_norm_of
 
 Case = tuple[nn.Module, Any]
 ODD: dict[str, Callable[[], Case]] = {}
@@ -315,3 +316,72 @@ class MaskInPlace(nn.Module):
 @odd
 def masked_in_place() -> Case:
     return MaskInPlace(), images(2, 2, 6, 6)
+
+
+class TrainGivesNothing(nn.Module):
+    """An overridden `train` that freezes a part and returns nothing, as in detection libraries."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+    def train(self, mode: bool = True) -> None:  # type: ignore[override]
+        super().train(mode)
+
+
+@odd
+def train_gives_nothing() -> Case:
+    return TrainGivesNothing(), images(2, 2, 6, 6)
+
+
+@odd
+def weight_norm() -> Case:
+    return nn.Sequential(weight_norm_of(nn.Conv2d(2, 4, 3)), nn.Conv2d(4, 4, 1)), images(2, 2, 6, 6)
+
+
+class DictInput(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 4, 3)
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        return self.conv(batch.get("image"))
+
+
+@odd
+def dict_input() -> Case:
+    return DictInput(), ({"image": images(2, 2, 6, 6)},)
+
+
+class NumpyNames(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right, self.fc = nn.Conv2d(2, 4, 1), nn.Conv2d(2, 4, 1), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        both = torch.concatenate((self.left(x), self.right(x)), axis=1)
+        return self.fc(both.mean(axis=(2, 3)))
+
+
+@odd
+def numpy_names() -> Case:
+    return NumpyNames(), images(2, 2, 6, 6)
+
+
+class BiasOfTheSameShape(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(2, 4, 3), nn.Conv2d(4, 4, 1)
+        self.bias = nn.Parameter(torch.randn(1, 4, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        return self.head(x + self.bias.expand_as(x))
+
+
+@odd
+def bias_of_the_same_shape() -> Case:
+    return BiasOfTheSameShape(), images(2, 2, 6, 6)

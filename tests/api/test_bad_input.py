@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -36,7 +37,9 @@ def _nothing() -> Iterator[Tensor]:
 
 
 @pytest.mark.parametrize(
-    "make", [list, _nothing, lambda: DataLoader(TensorDataset(torch.empty(0, 1, 4, 4))), tuple], ids=str
+    "make",
+    [list, _nothing, lambda: DataLoader(TensorDataset(torch.empty(0, 1, 4, 4))), tuple],
+    ids=["list", "generator", "loader", "tuple"],
 )
 def test_empty_data_is_an_error(make: Callable[[], Any]) -> None:
     fails(DataError, ["holds no batch", "pass a tensor"], Net(), make())
@@ -277,3 +280,14 @@ def test_forward_that_raises_in_the_middle_of_the_comparison(monkeypatch: pytest
 
     fails(ProfilerError, ["batch", "RuntimeError: planted"], Third(), [batch(), batch()], out_dir=tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_flags_that_are_arrays_are_compared_by_value(tmp_path: Path) -> None:
+    class TakesMeta(Net):
+        def forward(self, x: Tensor, meta: Any = None) -> Tensor:
+            return super().forward(x)
+
+    same = [{"x": batch(seed=i), "meta": np.array([1, 2])} for i in range(2)]
+    reports(TakesMeta(), same, tmp_path)
+    other = [same[0], {**same[1], "meta": np.array([1, 3])}]
+    fails(DataError, ["batch 1", "expected the same in all batches"], TakesMeta(), other)

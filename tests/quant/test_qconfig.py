@@ -6,7 +6,7 @@ import pytest
 from torch import nn
 
 from profiler import quant
-from profiler.errors import ConfigError
+from profiler.errors import ConfigError, PrepareError
 from profiler.quant import (
     FakeQuantize,
     FixedScaleObserver,
@@ -113,3 +113,11 @@ def test_propagate_qconfig_wrong_type_names_the_module() -> None:
     model.qconfig = "int8"
     with pytest.raises(ConfigError, match=r"Linear: qconfig is str; expected None or a profiler.quant QConfig"):
         propagate_qconfig(model)
+
+
+def test_weight_axis_that_cannot_be_requantized_is_an_error() -> None:
+    model: Any = nn.Sequential(nn.Conv2d(3, 3, 1))
+    model.qconfig = get_default_qconfig(weight_qkwargs={"ch_axis": 1})
+    quant.set_march("bayes")
+    with pytest.raises(PrepareError, match="ch_axis is 1; expected 0"):
+        quant.prepare_qat(model)

@@ -14,7 +14,7 @@ from profiler.quant.march import require_march
 from profiler.quant.modules import is_leaf
 from profiler.quant.observers import ObserverBase
 from profiler.quant.qconfig import propagate_qconfig
-from profiler.quant.states import attach_journal
+from profiler.quant.states import attach_journal, place_fake_quants
 from profiler.quant.swap import (
     EFFECTS_ATTRIBUTE,
     QuantEffect,
@@ -69,6 +69,7 @@ def prepare_qat(
         install_hooks(module)
         if not is_leaf(module):  # only code that calls functions gets generated modules
             module._register_load_state_dict_pre_hook(create_from_keys, with_module=True)
+    place_fake_quants(model)
     attach_journal(model)
     setattr(model, EFFECTS_ATTRIBUTE, effects)
     model.register_load_state_dict_post_hook(match_bounds_after_load)  # type: ignore[no-untyped-call]

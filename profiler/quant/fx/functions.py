@@ -48,8 +48,10 @@ def functions_to_modules(root: nn.Module, graph: fx.Graph) -> None:
 
 def _is_op(root: nn.Module, node: fx.Node) -> bool:
     name = node.meta["function"]
-    sources = _flat_nodes(node)
+    sources = node.all_input_nodes
     if name in NOT_OPS or not sources:
+        return False
+    if node.op == "call_method" and not hasattr(torch.Tensor, str(node.target)):  # batch.get("x") on a dict
         return False
     if "kind" in node.meta:
         # an operator or index on a tuple of tensors is plain Python; a function such as torch.cat on it is not
@@ -60,10 +62,6 @@ def _is_op(root: nn.Module, node: fx.Node) -> bool:
     if (name in _PYTHON and name != "getitem") or all(_is_python_value(root, a) for a in sources):
         return False
     return name != "getitem" or not _makes_tuple(root, node.args[0])
-
-
-def _flat_nodes(node: fx.Node) -> list[fx.Node]:
-    return list(node.all_input_nodes)
 
 
 def _is_python_value(root: nn.Module, node: fx.Node) -> bool:

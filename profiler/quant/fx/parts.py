@@ -86,7 +86,9 @@ def _prepare_parts(
 
 def _parts(module: nn.Module, prefix: str = "") -> Iterator[tuple[nn.Module, str, nn.Module, str]]:
     """(parent, attribute, part, path) of the largest parts that can be prepared."""
-    for name, child in module.named_children():
+    for name, child in module._modules.items():  # one object under two names is replaced under both
+        if child is None:
+            continue
         path = join(prefix, name)
         if is_leaf(child):
             if _is_weighted(child) and child.__dict__.get("qconfig") is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx, nn
@@ -19,7 +19,7 @@ from profiler.quant.march import require_march
 from profiler.quant.modules import type_name
 from profiler.quant.naming import op_name
 from profiler.quant.ops.registry import Family, spec_of_module
-from profiler.quant.states import attach_journal
+from profiler.quant.states import attach_journal, place_fake_quants
 from profiler.quant.swap import (
     EFFECTS_ATTRIBUTE,
     LEAVES_ATTRIBUTE,
@@ -108,6 +108,7 @@ def prepare_qat_fx(
     prepared = _graph_module(model, traced)
     for name in (prepare_custom_config_dict or {}).get("preserved_attributes", ()):
         setattr(prepared, name, getattr(model, name))
+    place_fake_quants(prepared)
     attach_journal(prepared)
     setattr(prepared, EFFECTS_ATTRIBUTE, effects)
     setattr(prepared, LEAVES_ATTRIBUTE, tuple(traced.untraceable))
@@ -129,12 +130,7 @@ def convert_fx(
             f"an eager model"
         )
     if not inplace:
-        copied = copy_model(graph_module)
-        assert isinstance(copied, fx.GraphModule)
-        for name in (EFFECTS_ATTRIBUTE, LEAVES_ATTRIBUTE):  # fx copies its own attributes only
-            if hasattr(graph_module, name):
-                setattr(copied, name, getattr(graph_module, name))
-        graph_module = copied
+        graph_module = cast(fx.GraphModule, copy_model(graph_module))
     convert_modules(graph_module, _remove_qconfig)
     return graph_module
 

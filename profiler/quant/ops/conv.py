@@ -74,10 +74,10 @@ def _conv1d(module: nn.Module, qconfig: QConfig) -> nn.Module:
 
 
 CONV2D = register(
-    OpSpec("conv", Family.GEMM, modules=(nn.Conv2d, FusedConv2d), fake_quant=_conv2d, can_fuse_activation=True,
+    OpSpec("conv", Family.GEMM, modules=(nn.Conv2d, FusedConv2d), fake_quant=_conv2d,
            note="plain, grouped, depthwise; all padding modes; fuses BatchNorm2d, add, ReLU, ReLU6")
 )  # fmt: skip
 CONV1D = register(
-    OpSpec("conv1d", Family.GEMM, modules=(nn.Conv1d, FusedConv1d), fake_quant=_conv1d, can_fuse_activation=True,
+    OpSpec("conv1d", Family.GEMM, modules=(nn.Conv1d, FusedConv1d), fake_quant=_conv1d,
            note="as conv; fuses BatchNorm1d")
 )  # fmt: skip

@@ -41,6 +41,6 @@ def _linear(module: nn.Module, qconfig: QConfig) -> nn.Module:
 
 
 LINEAR = register(
-    OpSpec("linear", Family.GEMM, modules=(nn.Linear, FusedLinear), fake_quant=_linear, can_fuse_activation=True,
+    OpSpec("linear", Family.GEMM, modules=(nn.Linear, FusedLinear), fake_quant=_linear,
            note="any leading dimensions; fuses BatchNorm1d, add, ReLU, ReLU6")
 )  # fmt: skip

@@ -8,6 +8,7 @@ from enum import Enum
 from typing import Any
 
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from profiler.errors import RegistryError
 from profiler.quant.qconfig import QConfig
@@ -35,7 +36,6 @@ class OpSpec:
         integer_fn: `(out, *args, **kwargs) -> QTensor` on QTensors that hold codes (FUNCTION family).
         bind: keyword arguments of `float_fn` that a float module stands for (FUNCTION family).
         fake_quant: `(float module, qconfig) -> fake-quant module` (GEMM, STUB); the result has `to_integer()`.
-        can_fuse_activation: whether a ReLU or ReLU6 behind it can be absorbed.
         note: one line for the documentation.
     """
 
@@ -47,7 +47,6 @@ class OpSpec:
     integer_fn: Callable[..., Any] | None = None
     bind: Callable[[Any], dict[str, Any]] | None = None
     fake_quant: Callable[[Any, QConfig], nn.Module] | None = None
-    can_fuse_activation: bool = False
     note: str = ""
 
 
@@ -98,8 +97,13 @@ def spec_of_class(cls: type) -> OpSpec | None:
 
 
 def spec_of_module(module: nn.Module) -> OpSpec | None:
-    """Operator of a float module, or None. Subclasses count only where they do not override `forward`."""
+    """Operator of a float module, or None. Subclasses count only where they do not override `forward`.
+
+    A parametrized module (weight norm, say) computes its weight anew in each forward: it has no quantized form.
+    """
     cls = type(module)
+    if is_parametrized(module):
+        return None
     if cls in _BY_MODULE:
         return _BY_MODULE[cls]
     if cls.__name__ in ("QuantStub", "DeQuantStub") and cls.__module__.startswith("torch."):

@@ -182,3 +182,9 @@ def test_prepare_qat_fx_not_a_module_is_refused() -> None:
 def test_prepare_qat_fx_unknown_qconfig_key_is_refused_before_anything() -> None:
     with pytest.raises(ConfigError, match="unknown keys"):
         prepare_qat_fx(make(Residual), {"global": None})
+
+
+def test_prepare_of_a_model_on_another_device_puts_every_fake_quant_there() -> None:
+    model = make(WithFunctional).to("meta")
+    prepared = prepare_qat_fx(model, QAT)
+    assert {buffer.device.type for _, fq in named_fake_quants(prepared) for buffer in fq.buffers()} == {"meta"}
