@@ -102,6 +102,8 @@ def print_summary(console: Console, report: ProfileReport, *, num_findings: int 
         console.print(stage_table(report.stage_metrics))
     console.print()
     console.print(Text(_coverage_line(report)))
+    for note in report.notes:
+        console.print(Text(f"Note: {note}"))
     if report.findings:
         console.print()
         console.print(findings_table(report.findings[:num_findings], title=_count_line(report.findings)))
@@ -144,7 +146,8 @@ def findings_table(findings: Sequence[Finding], *, title: str) -> Table:
     table.add_column("what to do", overflow="fold", ratio=1)
     for finding in findings:
         gain = f"\nmeasured gain: {finding.measured_gain}" if finding.measured_gain else ""
-        advice = Text.assemble((finding.title, "bold"), "\n", finding.advice, gain)
+        related = "".join(f"\nsame cause: {line}" for line in finding.related)
+        advice = Text.assemble((finding.title, "bold"), "\n", finding.advice, gain, (related, "dim"))
         severity = Text(finding.severity, style=_SEVERITY_STYLE[finding.severity])
         table.add_row(severity, finding.id, Text(finding.op), advice)
     return table

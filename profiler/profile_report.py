@@ -53,6 +53,11 @@ class ProfileReport:
         return cls(data, Path(out_dir))
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What was assumed, dropped or could not be done."""
+        return self.data.notes
+
+    @property
     def verdict(self) -> str:
         """What was found, in one sentence."""
         return self.data.verdict

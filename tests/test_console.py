@@ -21,6 +21,7 @@ class FakeReport:
     """What a summary reads of a ProfileReport."""
 
     verdict: str = "int8 loses 20 points; the error enters at [conv1]."
+    notes: tuple[str, ...] = ("no march was set: bayes is assumed",)
     findings: tuple[Finding, ...] = ()
     stage_metrics: tuple[StageMetric, ...] = ()
     coverage: Coverage = field(default_factory=lambda: Coverage(12, 9, {"uncalled": 2, "unmatched": 1}))
@@ -50,6 +51,7 @@ def test_print_summary_shows_verdict_coverage_and_page() -> None:
     assert "int8 loses 20 points; the error enters at [conv1]." in text
     assert "Compared 9 of 12 op calls; not compared: uncalled (2); unmatched (1)" in text
     assert "Findings: none" in text
+    assert "Note: no march was set: bayes is assumed" in text
     assert "Page:    out/profiler.html" in text
     assert "Archive" not in text
 

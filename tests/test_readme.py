@@ -6,12 +6,15 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from torch import nn
 
-from profiler import ProfileReport, cli
+from profiler import ProfileReport, cli, model_profiler
 from profiler.quant import (
+    DeQuantStub,
     FakeQuantState,
     March,
+    QuantStub,
     convert,
     convert_fx,
     default_calib_8bit_fake_quant_qconfig,
@@ -79,3 +82,32 @@ def test_readme_commands_have_options_that_exist(capsys: pytest.CaptureFixture[s
         help_text = capsys.readouterr().out
         for option in re.findall(r"--[\w-]+", arguments):
             assert option in help_text
+
+
+class Handmade(nn.Module):
+    """A network with the names that the README's code uses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.quant, self.dequant = QuantStub(), DeQuantStub()
+        self.conv1, self.bn1, self.relu1 = nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU()
+        self.conv2, self.bn2, self.fc = nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.relu1(self.bn1(self.conv1(self.quant(x))))
+        logits: torch.Tensor = self.dequant(self.fc(self.bn2(self.conv2(x)).mean([2, 3])))
+        return logits
+
+
+def test_readme_code_for_quantizing_by_hand_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "prepare_qat(" in block]
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    batches = [torch.randn(4, 1, 12, 12) for _ in range(3)]
+    names = {"model": Handmade().eval(), "batches": batches, "model_profiler": model_profiler}
+    exec(code, names)
+
+    report = names["report"]
+    assert isinstance(report, ProfileReport)
+    assert [c.mode for c in report.data.comparisons] == ["FvsQ", "QvsQ"]
+    assert [f for f in report.findings if f.severity == "E"] == []

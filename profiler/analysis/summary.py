@@ -9,18 +9,34 @@ from profiler.records import Comparison, Finding, LayerRecord, StageMetric
 
 _HEALTHY_DB, _BAD_DB = 20.0, 10.0
 _NORMAL_LOSS = 0.01  # of the metric, relative: what int8 usually costs
+_BAD_LOSS = 0.1  # published rule: below 90 % of the float metric, debug
 _STATE_WITHOUT_EFFECT = "ST4"  # the report is made on a copy in the right state
 
 
 def verdict(
-    comparisons: Sequence[Comparison], findings: Sequence[Finding], stage_metrics: Sequence[StageMetric]
+    comparisons: Sequence[Comparison],
+    findings: Sequence[Finding],
+    stage_metrics: Sequence[StageMetric],
+    missing: str = "",
 ) -> str:
-    """One sentence: how good int8 is, what it costs, and the first thing to do."""
+    """One sentence: how good int8 is, what it costs, and the first thing to do.
+
+    Args:
+        comparisons: the compared pairs of stages.
+        findings: ranked.
+        stage_metrics: what the user's `evaluate` gave.
+        missing: what the run could not do, in a few words.
+    """
     state_error = next((f for f in findings if f.id.startswith("ST") and f.severity == "E"), None)
     if state_error is not None and state_error.id != _STATE_WITHOUT_EFFECT:
         what = f"{state_error.id}, {_lower(state_error.title)}"
         return f"State mistake: {what}; no number below counts until that is repaired."
-    facts = "; ".join(part for part in (_metric_sentence(stage_metrics), _output_sentence(comparisons)) if part)
+    sentences = (
+        _metric_sentence(stage_metrics),
+        _output_sentence(comparisons),
+        _contradiction(comparisons, stage_metrics),
+    )
+    facts = "; ".join(part for part in (*sentences, missing) if part)
     return f"{_grade(comparisons, findings, stage_metrics)}: {facts}; {_finding_sentence(findings)}."
 
 
@@ -44,7 +60,7 @@ def _grade(comparisons: Sequence[Comparison], findings: Sequence[Finding], stage
         return "Broken"
     if not values:
         return "Unknown"
-    if min(values) < _BAD_DB:
+    if min(values) < _BAD_DB or _relative_change(stage_metrics) > _BAD_LOSS:
         return "Bad"
     if min(values) < _HEALTHY_DB or _relative_change(stage_metrics) > _NORMAL_LOSS:
         return "Suspicious"
@@ -83,6 +99,18 @@ def _relative_change(stage_metrics: Sequence[StageMetric]) -> float:
     return abs(last - first) / abs(first)
 
 
+def _contradiction(comparisons: Sequence[Comparison], stage_metrics: Sequence[StageMetric]) -> str:
+    """Good outputs and a bad metric: the two were not measured on the same kind of data."""
+    values = [value for c in comparisons if (value := output_sqnr_db(c)) is not None]
+    is_bad = _relative_change(stage_metrics) > _BAD_LOSS
+    if not is_bad or not values or min(values) < _HEALTHY_DB:
+        return ""
+    return (
+        "the outputs agree on the batches given but not on the data of evaluate: calibrate with data and preprocessing "
+        "like its"
+    )
+
+
 def _output_sentence(comparisons: Sequence[Comparison]) -> str:
     texts = [_comparison_text(comparison) for comparison in comparisons]
     return "; ".join(texts) if texts else "nothing was compared"
@@ -96,7 +124,7 @@ def _comparison_text(comparison: Comparison) -> str:
     what = "output" if len(comparison.outputs) < 2 else f"worst of {len(comparison.outputs)} outputs ({worst.name})"
     if math.isinf(value):
         return f"{what} equal in {names}" if value > 0 else f"{what} all error in {names} (the reference is 0)"
-    return f"{what} SQNR {value:.1f} dB ({names})"
+    return f"{what} SQNR {math.floor(10 * value + 1e-9) / 10:.1f} dB ({names})"
 
 
 def _finding_sentence(findings: Sequence[Finding]) -> str:

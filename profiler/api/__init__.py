@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import nn
 
-from profiler.api.options import DEFAULT_OUT_DIR, Options, Progress
+from profiler.api.options import DEFAULT_OUT_DIR, Options, Progress, eager_module
 from profiler.api.pair_form import profile_pair
 from profiler.api.workflow import profile_model
-from profiler.errors import ConfigError, ModelError
+from profiler.errors import ConfigError
 from profiler.profile_report import ProfileReport
 
 __all__ = ["DEFAULT_OUT_DIR", "model_profiler"]
@@ -68,8 +68,8 @@ def model_profiler(
         PrepareError: the model cannot be prepared.
         ReportError: out_dir cannot be written.
     """
-    if not isinstance(model, nn.Module):
-        raise ModelError(f"model is {type(model).__name__}; expected an nn.Module (call the class or load it first)")
+    model = eager_module(model)
+    data = eager_module(data) if isinstance(data, nn.Module) else data
     options = Options(
         out_dir=Path(out_dir if out_dir is not None else DEFAULT_OUT_DIR),
         march=march,

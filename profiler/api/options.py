@@ -48,6 +48,24 @@ class Options:
         }
 
 
+def eager_module(model: Any) -> nn.Module:
+    """The module whose Python code runs op by op: what torch.compile or DataParallel wraps, or the model itself.
+
+    Raises:
+        ModelError: not a module, or a scripted or traced one, whose ops cannot be seen.
+    """
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"model is {type(model).__name__}; expected an nn.Module (call the class or load it first)")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelError(
+            f"model is a {type(model).__name__}, scripted or traced by torch.jit: its ops cannot be seen one by "
+            f"one; pass the "
+            "Python module that it was made from"
+        )
+    inner = model.module if isinstance(model, nn.DataParallel) else getattr(model, "_orig_mod", model)
+    return inner if isinstance(inner, nn.Module) else model
+
+
 @contextmanager
 def chosen_march(march: str | None) -> Iterator[str]:
     """The march of a run: the caller's, else the one that is set, else BAYES. Gives a note; restores the former one."""

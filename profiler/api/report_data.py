@@ -36,18 +36,19 @@ def write_run(
     notes: Sequence[str] = (),
 ) -> ProfileReport:
     """Explain the comparisons and write the report."""
+    effects = effects_of(prepared)
     context = Context(comparisons[0], state)
     findings = rank(run_rules(context), context)
     journal = journal_of(prepared)
     data = ReportData(
         title=type(model).__name__,
-        verdict=verdict(comparisons, findings, stage_metrics),
+        verdict=verdict(comparisons, findings, stage_metrics, missing=_missing(notes, effects)),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         findings=findings,
         comparisons=tuple(comparisons),
         metrics=all_metrics(),
         stage_metrics=tuple(stage_metrics),
-        effects=effects_of(prepared),
+        effects=effects,
         state=state,
         journal=journal.lines() if journal is not None else (),
         versions=versions(),
@@ -63,6 +64,14 @@ def write_run(
     report = ProfileReport.write(data, options.out_dir, make_zip=options.make_zip)
     options.tell("write the report", 1, 1)
     return report
+
+
+def _missing(notes: Sequence[str], effects: Sequence[Effect]) -> str:
+    """What was not quantized or not converted, in a few words for the verdict."""
+    num_float = sum(e.actual == "torch.float32" and bool(e.reason) and e.requested != "None" for e in effects)
+    parts = [f"{num_float} op{'s' if num_float > 1 else ''} stayed in float (see QConfig)"] if num_float else []
+    parts += [f"no integer model could be made ({note})" for note in notes if note.startswith("not converted")]
+    return "; ".join(parts)
 
 
 def effects_of(prepared: nn.Module) -> tuple[Effect, ...]:

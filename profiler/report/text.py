@@ -130,7 +130,7 @@ def out_dtype_line(rows: Sequence[QConfigRow]) -> str:
 
 def findings_text(data: ReportData) -> str:
     """Gives findings.txt: the verdict and each finding with evidence, advice, cost and patch."""
-    parts = [one_line(data.verdict)]
+    parts = [one_line(data.verdict), *(f"note: {one_line(note)}" for note in data.notes)]
     parts += [_finding_text(number, finding) for number, finding in enumerate(data.findings, start=1)]
     return "\n\n".join(parts if data.findings else [*parts, "No findings."]) + "\n"
 
@@ -198,6 +198,7 @@ def _finding_text(number: int, finding: Finding) -> str:
         lines.append(f"   {item.name}: {value} {item.unit}".rstrip() + limit)
     lines += [f"   advice: {one_line(finding.advice)}", f"   cost: {COST_TEXT[finding.cost]}"]
     lines += [f"   source: {finding.source}"] if finding.source else []
+    lines += [f"   same cause: {one_line(line)}" for line in finding.related]
     lines += [f"   expected gain: {significant(finding.expected_gain_db)} dB"] if finding.expected_gain_db else []
     lines += [f"   measured gain: {finding.measured_gain}"] if finding.measured_gain else []
     if finding.patch:

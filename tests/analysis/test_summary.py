@@ -52,6 +52,17 @@ CASES = {
         "Suspicious: output SQNR 15.0 dB (float -> calib); 2 findings, first: SH1 at neck.conv, shared conv: one scale "
         "serves 2 calls.",
     ),
+    "other data": (
+        verdict(runs(45.31, 50.0), [], metrics(float=99.24, calib=7.81, quantized=7.81)),
+        "Bad: the metric falls from 99.24 (float) to 7.81 (quantized), -91.43; output SQNR 45.3 dB (float -> calib); "
+        "output SQNR 50.0 dB (calib -> quantized); the outputs agree on the batches given but not on the data of "
+        "evaluate: calibrate with data and preprocessing like its; no finding asks for a change.",
+    ),
+    "not converted": (
+        verdict(runs(34.68), [], [], missing="no integer model could be made (not converted: 1 activation)"),
+        "Healthy: output SQNR 34.6 dB (float -> calib); no integer model could be made (not converted: 1 activation); "
+        "no finding asks for a change.",
+    ),
     "small error": (
         verdict(runs(25.0), [SHARED], []),
         "Small error: output SQNR 25.0 dB (float -> calib); 1 finding: SH1 at neck.conv, shared conv: one scale "

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from profiler.analysis import fixes
 from profiler.analysis.context import SCALE_KEEPING, Context, op_of
 from profiler.analysis.findings.registry import rule
-from profiler.records import Evidence, Finding, LayerRecord, Severity, TensorStats, UnfusedGroup
+from profiler.records import Evidence, Finding, LayerRecord, QuantError, Severity, TensorStats, UnfusedGroup
 
 _CODES_PER_STD_OF_INPUT = 8
+_CUT_OFF_DB = 30.0
 
 
 @rule("SH1")
@@ -23,10 +24,8 @@ def shared_op(context: Context) -> Iterator[Finding]:
         if len(ranges) < 2 or min(ranges) <= 0:
             continue
         ratio = max(ranges) / min(ranges)
-        is_clipped = any(
-            x.quant_error is not None and x.quant_error.is_clipped and x.quant_error.sqnr_db < 30 for x in calls
-        )
-        severity: Severity = "E" if ratio > 4 or is_clipped else ("W" if ratio > 2 else "I")
+        cut_off = [(x, x.quant_error) for x in calls if x.quant_error is not None and _is_cut_off(x.quant_error)]
+        severity: Severity = "E" if ratio > 4 or cut_off else ("W" if ratio > 2 else "I")
         yield Finding(
             id="SH1",
             title=(
@@ -36,11 +35,17 @@ def shared_op(context: Context) -> Iterator[Finding]:
             op=name,
             advice="Give each call a module of its own (a copy of the weights) where the ranges differ; for a "
             "FloatFunctional use one instance per call site. The call with the small range loses "
-            f"{math.log2(ratio):.1f} bits.",
+            f"{math.log2(ratio):.1f} bits" + (", and the one with the large range is cut off." if cut_off else "."),
             cost="Q",
             evidence=(
                 Evidence("largest / smallest range over the calls", ratio, "x", "2 (W), 4 (E)"),
                 *(Evidence(f"range of {x.name}", r, "absmax") for x, r in zip(calls, ranges, strict=True)),
+                *(
+                    Evidence(
+                        f"values of {x.name} that the one scale cuts off", 100 * e.clip_ratio, "%", "own SQNR 30 dB (E)"
+                    )
+                    for x, e in cut_off
+                ),
             ),
             source=calls[0].source,
             patch=fixes.unshare(calls[0], len(calls)),
@@ -96,6 +101,7 @@ def _reads_model_input(context: Context, layer: LayerRecord) -> bool:
 
 def _input_finding(layer: LayerRecord, stats: TensorStats, is_one_sided: bool, codes_per_std: float) -> Finding:
     what = "is one-sided: one bit (6 dB) is lost" if is_one_sided else "has few codes per standard deviation"
+    coarse = Evidence("codes per standard deviation", codes_per_std, "codes", f">= {_CODES_PER_STD_OF_INPUT}")
     return Finding(
         id="IN2",
         title=f"The model input {what}",
@@ -107,11 +113,16 @@ def _input_finding(layer: LayerRecord, stats: TensorStats, is_one_sided: bool, c
         evidence=(
             Evidence("minimum", stats.minimum, "", "< 0"),
             Evidence("maximum", stats.maximum, "", "> 0"),
-            Evidence("codes per standard deviation", codes_per_std, "codes", f">= {_CODES_PER_STD_OF_INPUT}"),
+            *([coarse] if codes_per_std < _CODES_PER_STD_OF_INPUT else []),
         ),
         source=layer.source,
         patch=fixes.normalise_input(layer.op_name, stats.minimum, stats.maximum),
     )
+
+
+def _is_cut_off(error: QuantError) -> bool:
+    """Whether clipping costs a call more than rounding does, and enough to matter."""
+    return error.is_clipped and error.sqnr_db < _CUT_OFF_DB
 
 
 def _has_own_scale(layer: LayerRecord) -> bool:
