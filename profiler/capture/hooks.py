@@ -98,7 +98,7 @@ class Recorder(CallTracker):
         super().__init__()
         self.model, self.on_call, self.before_call = model, on_call, before_call
         self.extra_leaves, self.known = extra_leaves, known
-        self.names = {id(m): n for n, m in reversed(list(model.named_modules()))}
+        self.names = {id(m): n for n, m in model.named_modules()}
         self.called: Counter[str] = Counter()
         self.calls: Counter[str] = Counter()
         self.current = ""
@@ -239,5 +239,5 @@ def _fill(value: Any, tensors: list[Tensor]) -> Any:
 
 def _rebuild(like: Any, items: list[Any]) -> Any:
     if isinstance(like, tuple) and hasattr(like, "_fields"):
-        return type(like)(*items)
+        return type(like)._make(items)  # type: ignore[attr-defined]  # a PackedSequence checks what it is made from
     return tuple(items) if isinstance(like, tuple) else items

@@ -163,7 +163,8 @@ class _BatchPair:
         recorder = Recorder(
             reference.model, self._reference_call, self._save_before, self.extra_leaves, known=reference.facts
         )
-        expected = forward_recorded(reference, self.batch, self.index, recorder, is_first=True)
+        with torch.random.fork_rng(devices=[]):  # both forwards draw the same random numbers (on the CPU)
+            expected = forward_recorded(reference, self.batch, self.index, recorder, is_first=True)
         test_recorder = Recorder(test.model, self._test_call, None, self.extra_leaves, known=test.facts)
         actual = forward_recorded(test, self.batch, self.index, test_recorder, is_first=False)
         reference.count_calls(recorder.called, self.extra_leaves)
@@ -216,7 +217,8 @@ class _BatchPair:
     def _inject(self, call: OpCall, partner: Partner, pair: OpPair, outputs: list[Tensor]) -> None:
         """Run the reference op on the test op's own input: what differs is this op's own error."""
         try:
-            again = self._rerun(call, partner)
+            with torch.random.fork_rng(devices=[]):
+                again = self._rerun(call, partner)
         except Exception as error:
             pair.injected_reason = (
                 f"the reference op could not run again on the test input: {type(error).__name__}: {error}"

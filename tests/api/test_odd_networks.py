@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from profiler import model_profiler
 from tests.api.odd_models import ODD
@@ -62,3 +63,35 @@ def test_odd_network_gives_a_report(name: str, tmp_path: Path, monkeypatch: pyte
             elif layer.status == "compared":
                 assert layer.injected is not None, layer.name
                 assert layer.injected.sqnr_db > 20, layer.name
+
+
+class PackedSequence(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.fc = nn.LSTM(4, 5, batch_first=True), nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        packed = nn.utils.rnn.pack_padded_sequence(x, torch.tensor([3, 2]), batch_first=True)
+        y, _ = nn.utils.rnn.pad_packed_sequence(self.lstm(packed)[0], batch_first=True)
+        return self.fc(y)
+
+
+class NoiseInForward(nn.Module):
+    """Draws random numbers in eval too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(2, 4, 3), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        return self.head(x + torch.randn_like(x))
+
+
+@pytest.mark.parametrize(("model", "shape"), [(PackedSequence, (2, 3, 4)), (NoiseInForward, (2, 2, 6, 6))])
+def test_odd_forward_gives_the_same_output_within_int8(
+    model: type[nn.Module], shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    torch.manual_seed(1)
+    report = model_profiler(model(), [torch.randn(shape)] * 3, out_dir=tmp_path, make_zip=False)
+    assert [layer.accumulated.sqnr_db > 25 for layer in report.layers if layer.is_output] == [True]
