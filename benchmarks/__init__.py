@@ -1,1 +1,1 @@
-"""Our speed and memory next to other tools, on the same work in one run: `make bench`."""
+"""Speed and memory of the stages and of comparing them, as ratios in one run: `make bench`."""

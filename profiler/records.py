@@ -345,8 +345,7 @@ class StateRecord:
     """Fake-quant state of the prepared model as the user gave it: what the state findings read.
 
     `events` are (state, root training) of each `set_fake_quantize` call. `observed_calibration` and `observed_qat`
-    are the
-    largest number of batches that one activation fake quant observed in that state.
+    are the largest number of batches that one activation fake quant observed in that state.
     """
 
     purpose: str = ""

@@ -219,8 +219,7 @@ def _bind(model: nn.Module, batch: Batch, index: int) -> Batch:
     except TypeError as error:
         raise DataError(
             f"batch {index} ({batch.shapes}) does not fit {type(model).__name__}.forward{signature}: {error}; "
-            f"reshape it "
-            "with batch_process_func"
+            "reshape it with batch_process_func"
         ) from None
     return batch
 

@@ -13,8 +13,7 @@ class Partner:
     """Reference side of a test op call.
 
     `names` are the reference op calls that the test op stands for, in order; it is compared with the output of the
-    last. `is_input`:
-    the reference value is the test op's own input (an automatic QuantStub at the model's input).
+    last. `is_input`: the reference value is the test op's own input (an automatic QuantStub at the model's input).
     """
 
     names: tuple[str, ...] = ()

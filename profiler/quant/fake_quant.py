@@ -34,8 +34,8 @@ class FakeQuantize(nn.Module):
 
     Args:
         observer: observer class or factory.
-        saturate: gradient 0 outside the range (None means True).
-        in_place: accepted; results are never written over the input.
+        saturate: None or True: gradient 0 outside the range; False is not supported.
+        in_place: False; results are never written over the input.
         compat_mask: accepted; torch's kernels keep their own mask.
         channel_len: more than 1 starts with that many scales (per channel).
         observer_kwargs: arguments of the observer.
@@ -212,7 +212,7 @@ class FakeQuantize(nn.Module):
                 setattr(self, name, torch.empty_like(stored, device=self.scale.device))
         super()._load_from_state_dict(state_dict, prefix, *args)
         for name, value in flags.items():
-            getattr(self, name).copy_(value)
+            setattr(self, name, value)  # not in place: with assign=True the buffer is the checkpoint's own tensor
 
     def match_bounds_to_scale(self) -> None:
         """After loading: bounds that do not give the stored scale (clipping observers) become +-scale x half range."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
@@ -19,9 +20,7 @@ class QuantOp(nn.Module):
 
 
 class Identity(nn.Identity):
-    """Stands where a module was fused away; `fused_into` tells where it went."""
-
-    fused_into: str = ""
+    """Stands where a module was fused away."""
 
 
 def is_leaf(module: nn.Module) -> bool:
@@ -40,12 +39,12 @@ def is_leaf(module: nn.Module) -> bool:
 def adopt(cls: type[_M], module: nn.Module) -> _M:
     """A `cls` instance with the parameters, buffers, attributes and flags of `module`, whose class it extends.
 
-    Parameters are shared, the tables that hold them are not: the result can be changed freely.
+    Parameters are shared; the tables of parameters, buffers, modules and hooks are not: the result can be changed
+    freely.
     """
     new = cls.__new__(cls)
     new.__dict__ = {
-        key: type(value)(value) if key in ("_parameters", "_buffers", "_modules") else value
-        for key, value in module.__dict__.items()
+        key: copy.copy(value) if isinstance(value, (dict, set)) else value for key, value in module.__dict__.items()
     }
     return new
 

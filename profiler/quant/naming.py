@@ -24,7 +24,6 @@ NOT_OPS = frozenset(
 )
 _DUNDER_ALIASES = {
     "truediv": "div",
-    "getitem": "getitem",
     "iadd": "add",
     "radd": "add",
     "isub": "sub",
@@ -61,7 +60,7 @@ def canonical_function_name(func: Callable[..., Any] | str) -> str:
         name = getattr(descriptor, "__name__", "property") if name == "__get__" else "set"
     if name.startswith("__") and name.endswith("__"):
         name = name[2:-2]
-    name = name.lstrip("_").rstrip("_") or name
+    name = name.strip("_") or name
     return _DUNDER_ALIASES.get(name, name)
 
 

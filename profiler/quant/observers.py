@@ -16,8 +16,8 @@ from profiler.quant.requantize import FLOAT32_EXACT
 class ObserverBase(nn.Module):
     """Keeps a moving average of the bounds of what passes.
 
-    `new = old + c * (batch - old)` with `c = averaging_constant`; the first batch sets the value; c = 0 then freezes
-    it.
+    `new = old + c * (batch - old)` with `c = averaging_constant`; the first batch sets the value,
+    c = 0 then freezes it.
     With `plain_mean` (the calib qconfigs) the weight of batch t is max(c, 1/t), a plain mean for the first 1/c batches.
 
     Args:
@@ -27,7 +27,7 @@ class ObserverBase(nn.Module):
         qscheme: torch.per_tensor_symmetric or torch.per_channel_symmetric.
         quant_min: smallest code; the dtype's own if None.
         quant_max: largest code; the dtype's own if None.
-        is_sync_quantize: kept for compatibility of saved configs; one process is supported.
+        is_sync_quantize: False; one process is supported.
         factory_kwargs: `device` of the buffers.
         plain_mean: average the first batches plainly.
 

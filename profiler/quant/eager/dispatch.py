@@ -44,9 +44,8 @@ class EagerDispatch(CallTracker):
         module = call.module._modules.get(name)
         if module is None:
             module = self._create(call, name)
-            module.__dict__["overwrites_input"] = _is_in_place(
-                call
-            )  # for those who follow the model: it is written after the call
+            # for those who follow the model: its input is written after the call
+            module.__dict__["overwrites_input"] = _is_in_place(call)
         result = module(*args, **kwargs)
         _write_back(call, args, result)
         return result
@@ -57,10 +56,9 @@ class EagerDispatch(CallTracker):
         where = f"{call.name} in {getattr(parent, FQN_ATTRIBUTE, type(parent).__name__)}, called at {user_line()}"
         if not isinstance(qconfig, QConfig):
             raise UnsupportedOpError(
-                f"{where}: got quantized values where nothing is configured (qconfig = None, or a converted "
-                f"model took a "
-                "path that was never calibrated); put a DeQuantStub before it, or calibrate with data that "
-                "takes this path"
+                f"{where}: got quantized values where nothing is configured (qconfig = None, or a converted model took "
+                "a path that was never calibrated); put a DeQuantStub before it, or calibrate with data that takes "
+                "this path"
             )
         module = generate(parent, call.name, name, qconfig)
         for fake_quant in module.modules():

@@ -46,8 +46,7 @@ class BoundaryPlanner:
     """One walk over a graph in order.
 
     A weighted op whose input is quantized, or float inside the region, runs quantized; an op with its own output
-    scale does
-    if one of its inputs is quantized; scale-keeping ops follow their input; everything else runs in float.
+    scale does if one of its inputs is quantized; scale-keeping ops follow their input; all else runs in float.
 
     Args:
         root: the module that owns the graph's targets.

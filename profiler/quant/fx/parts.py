@@ -31,8 +31,7 @@ def prepare_traceable(
     """`prepare_qat_fx` where the model traces; else each of its parts that does.
 
     A part is a weighted op, or a module whose forward takes one tensor and traces. The forwards above the parts, and
-    the
-    functions in them, run in float. The effects say so.
+    the functions in them, run in float. The effects say so.
 
     Args:
         model: float model; it is copied.
@@ -42,8 +41,7 @@ def prepare_traceable(
 
     Raises:
         PrepareError: the forward cannot be traced and the model has stubs of its own (use `prepare_qat`), or no part
-        of it
-            can be prepared.
+            of it can be prepared.
     """
     try:
         return prepare_qat_fx(

@@ -68,10 +68,8 @@ def prepare_qat_fx(
     """Trace, fuse and prepare a model for calibration or QAT.
 
     Ops without a quantized form, and submodules that cannot be traced, run in float between automatic stubs and are
-    named in
-    `quant_effects`. A model without stubs of its own gets them at its inputs and outputs. The device and training
-    mode of the
-    input model are kept; the result is in the QAT state.
+    named in `quant_effects`. A model without stubs of its own gets them at its inputs and outputs. The device and
+    training mode of the input model are kept; the result is in the QAT state.
 
     Args:
         model: float model; it is copied.

@@ -22,8 +22,7 @@ def apply_qconfig_dict(model: nn.Module, qconfig_dict: dict[str, Any] | None) ->
     Args:
         model: model with generated modules.
         qconfig_dict: `{"": q, "module_type": [(T, q)], "module_name": {n: q} or [(n, q)]}`; a name may be a module
-        path or
-            an op name such as `block.add_0`; `...` or an empty value means no entry.
+            path or an op name such as `block.add_0`; `...` or an empty value means no entry.
 
     Returns:
         Effects of entries that matched nothing, with the nearest names.
