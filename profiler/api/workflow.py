@@ -122,7 +122,7 @@ def _compare_and_write(
         batches=batches,
         prepared=test if state_of is None else state_of,
         state=state_record(model) if state_of is not None else None,
-        stage_metrics=evaluate_stages(stages, options, known),
+        stage_metrics=evaluate_stages(stages, options, known, more_notes),
         notes=more_notes,
     )
 
@@ -182,9 +182,15 @@ def compare_stages(
 
 
 def evaluate_stages(
-    stages: dict[str, nn.Module], options: Options, known: tuple[StageMetric, ...] = ()
+    stages: dict[str, nn.Module], options: Options, known: tuple[StageMetric, ...] = (), notes: list[str] | None = None
 ) -> tuple[StageMetric, ...]:
     """The user's metric on each stage; on those of `known` it is known already.
+
+    Args:
+        stages: models by name.
+        options: holds `evaluate`.
+        known: what was measured before.
+        notes: takes the failures of stages after the first; without it they are raised.
 
     Raises:
         ModelError: `evaluate` raised, or returned no number.
@@ -195,7 +201,12 @@ def evaluate_stages(
     left = {name: model for name, model in stages.items() if name not in results}
     for index, (name, model) in enumerate(left.items()):
         options.tell("evaluate", index, len(left))
-        results[name] = StageMetric(name, _evaluate(options.evaluate, name, model))
+        try:
+            results[name] = StageMetric(name, _evaluate(options.evaluate, name, model))
+        except ModelError as error:
+            if notes is None or not results:
+                raise
+            notes.append(str(error))
     if left:
         options.tell("evaluate", len(left), len(left))
     return tuple(results.values())

@@ -141,8 +141,20 @@ def fit_batch(given: Any, model: nn.Module, index: int) -> tuple[Batch, str]:
                 note = (
                     f"each batch holds {len(args)} values, the forward takes {length}: the rest (labels?) was dropped"
                 )
+            elif filled := _optional_filled(model, length):
+                note = (
+                    f"values of each batch went to the optional arguments {', '.join(filled)} of forward; if "
+                    f"these are labels, "
+                    "drop them with batch_process_func=lambda batch: batch[0]"
+                )
             return Batch(args[:length]), note
     return _bind(model, Batch(args), index), ""
+
+
+def _optional_filled(model: nn.Module, length: int) -> list[str]:
+    """Names of the forward's optional parameters that `length` positional values reach."""
+    parameters = list(inspect.signature(model.forward).parameters.values())[:length]
+    return [p.name for p in parameters if p.default is not inspect.Parameter.empty]
 
 
 def require_same_flags(batches: Sequence[Batch]) -> None:

@@ -177,12 +177,14 @@ class _BatchPair:
         self.calls[call.name] = OpCall(**{**vars(call), "inputs": [], "outputs": []})
         self.values[call.name] = [real_values(t).detach() for t in call.outputs]
         for i, tensor in enumerate(self.values[call.name]):
-            self.by_storage.setdefault(tensor.untyped_storage().data_ptr(), []).append((call.name, i))
+            if tensor.layout is torch.strided:
+                self.by_storage.setdefault(tensor.untyped_storage().data_ptr(), []).append((call.name, i))
 
     def _save_before(self, inputs: list[Tensor]) -> None:
         """An in-place op is about to run: saved values that share memory with its inputs are copied first."""
         for tensor in inputs:
-            for name, i in self.by_storage.get(tensor.untyped_storage().data_ptr(), []):
+            shared = tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else None
+            for name, i in self.by_storage.get(shared, []) if shared is not None else []:
                 self.values[name][i] = self.values[name][i].clone()
 
     def _test_call(self, call: OpCall) -> None:
@@ -276,14 +278,20 @@ def _mismatch(expected: list[Tensor] | None, outputs: list[Tensor], partner: Par
         shapes = f"{[tuple(e.shape) for e in expected]} against {[tuple(o.shape) for o in outputs]}"
         return "shape_mismatch", f"mismatch shape: {shapes}"
     if not _float_pairs(expected, outputs):
-        return "unsupported", "integer or bool output: counted, not compared"
+        is_sparse = any(o.layout is not torch.strided for o in outputs)
+        what = "sparse output: not measured" if is_sparse else "integer or bool output: counted, not compared"
+        return "unsupported", what
     return None
 
 
 def _float_pairs(expected: list[Tensor], outputs: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
     """The outputs that can be compared by value; indices (of a max, say) cannot."""
     pairs = zip(expected, outputs, strict=True)
-    return [(e, o) for e, o in pairs if e.is_floating_point() and o.is_floating_point()]
+    return [(e, o) for e, o in pairs if _is_dense_float(e) and _is_dense_float(o)]
+
+
+def _is_dense_float(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and tensor.layout is torch.strided
 
 
 def _add_quant_error(sums: QuantErrorSums, reference: Tensor, outputs: list[Tensor]) -> None:

@@ -122,12 +122,12 @@ def real_values(tensor: Tensor) -> Tensor:
 
 
 def add_tensor(sums: TensorSums, tensor: Tensor) -> None:
-    """Add one live tensor of any kind; integer and bool tensors are counted by value too."""
+    """Add one live tensor; integer and bool tensors are counted by value too, sparse and complex ones are not."""
     if isinstance(tensor, QTensor):
         if tensor.holds_codes:
             sums.count_clipped(tensor.plain, tensor.info.quant_min, tensor.info.quant_max)
         sums.update(tensor.dequantize(), channel_axis(tensor))
-    elif not tensor.is_complex():
+    elif not tensor.is_complex() and tensor.layout is torch.strided:
         sums.update(tensor.as_subclass(Tensor), channel_axis(tensor))
 
 

@@ -217,7 +217,10 @@ class FakeQuantize(nn.Module):
     def match_bounds_to_scale(self) -> None:
         """After loading: bounds that do not give the stored scale (clipping observers) become +-scale x half range."""
         observer = self.activation_post_process
-        if observer.is_fixed or not observer.is_calibrated:
+        if observer.is_fixed:  # a given scale is not a checkpoint's to change
+            self._take_scale()
+            return
+        if not observer.is_calibrated:
             return
         made, _ = observer.calculate_qparams()
         if made.numel() != self.scale.numel() or not torch.allclose(made.reshape(-1), self.scale, rtol=1e-6, atol=0):

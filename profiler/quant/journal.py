@@ -30,6 +30,11 @@ class Journal:
         """Note one observed batch of one fake quant."""
         (self.observed_calibration if is_calibration else self.observed_qat)[name] += 1
 
+    @property
+    def has_observed(self) -> bool:
+        """Whether any batch was observed in this process."""
+        return bool(self.observed_calibration or self.observed_qat)
+
     def watch_backward(self, y: Tensor) -> None:
         """Note when a backward pass reaches this tensor; does nothing once one ran."""
         if not self.has_backward_run:

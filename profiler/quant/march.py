@@ -38,8 +38,8 @@ def parse_march(march: March | str) -> March:
         ConfigError: the name is not a known march; the message lists them.
     """
     try:
-        return March(march)
-    except ValueError:
+        return march if isinstance(march, March) else March(march.lower().replace("_", "-"))
+    except (ValueError, AttributeError):
         names = ", ".join(m.value for m in March)
         raise ConfigError(f"march {march!r} is unknown; use one of {names}") from None
 

@@ -146,10 +146,20 @@ def require_float_model(model: nn.Module) -> None:
 
 
 def _misses_scale(model: nn.Module, name: str, fake_quant: FakeQuantize) -> bool:
-    """Whether convert needs a scale that no data gave: weights make theirs, functions outside the stubs need none."""
+    """Whether convert needs a scale that no data gave: weights make theirs, functions outside the stubs need none.
+
+    Where all scales come from a checkpoint nobody knows which functions lie outside; one that lies inside raises when
+    the
+    converted model runs.
+    """
     owner, _, role = name.rpartition(".")
-    ran_in_float = getattr(model.get_submodule(owner), "ran_in_float", False)
-    return not fake_quant.is_calibrated and role != "weight_fake_quant" and not ran_in_float
+    if fake_quant.is_calibrated or role == "weight_fake_quant":
+        return False
+    is_known_to_be_outside = getattr(model.get_submodule(owner), "ran_in_float", None)
+    if is_known_to_be_outside is None:
+        return True
+    has_run_here = fake_quant.journal is None or fake_quant.journal.has_observed
+    return has_run_here and not is_known_to_be_outside
 
 
 def convert_modules(model: nn.Module, remove_qconfig: bool) -> None:

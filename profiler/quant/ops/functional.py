@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from profiler.errors import UnsupportedOpError
+from profiler.errors import NotCalibratedError, UnsupportedOpError
 from profiler.quant.affine import QInfo
 from profiler.quant.fake_quant import FakeQuantize
 from profiler.quant.modules import QuantOp, adopt, make_activation, quantized_output
@@ -60,6 +60,12 @@ def run_integer(spec: OpSpec, args: Any, kwargs: dict[str, Any], out: OutputQuan
     kwargs = _torch_names(kwargs)
     if out is None or first_qtensor([args, kwargs]) is None:
         return spec.float_fn(*to_float(args), **to_float(kwargs))
+    if out.scale.numel() == 0:
+        raise NotCalibratedError(
+            f"{where}: this op was converted without a scale, as the checkpoint held none, and now gets "
+            f"quantized values; "
+            "calibrate with data that reaches it, then convert again"
+        )
     _require_one_kind(args, kwargs, where)
     return spec.integer_fn(out, *args, **kwargs)
 
@@ -284,12 +290,17 @@ def _functional_spec(function: str) -> OpSpec:
 
 
 def _take_output(module: IntegerFunction | IntegerFloatFunctional, fake_quant: FakeQuantize | None) -> None:
-    fake_quant = fake_quant if fake_quant is not None and fake_quant.is_calibrated else None
     module._modules.pop("activation_post_process", None)
     module.__dict__.pop("activation_post_process", None)
-    module.register_buffer("out_scale", None if fake_quant is None else fake_quant.tensor_scale.detach().clone())
+    module.register_buffer("out_scale", None if fake_quant is None else _scale_or_nothing(fake_quant))
     module.out_info = None if fake_quant is None else fake_quant.info
     module.out_dtype = "torch.float32" if fake_quant is None else fake_quant.dtype
+
+
+def _scale_or_nothing(fake_quant: FakeQuantize) -> Tensor:
+    """The scale, or an empty tensor where none is known: the op then runs in float only."""
+    scale = fake_quant.tensor_scale.detach().clone()
+    return scale if fake_quant.is_calibrated else scale.new_empty(0)
 
 
 def _output_of(module: IntegerFunction | IntegerFloatFunctional) -> OutputQuant | None:
