@@ -268,7 +268,13 @@ def test_run_strict_gives_1_for_findings_of_severity_e_only(
 ) -> None:
     finding = SimpleNamespace(id="SH1", title="t", severity=severity, op="conv", advice="a", measured_gain="")
     report = SimpleNamespace(
-        verdict="v", findings=(finding,), stage_metrics=(), coverage=Coverage(), html_path=Path("p"), zip_path=None
+        verdict="v",
+        notes=(),
+        findings=(finding,),
+        stage_metrics=(),
+        coverage=Coverage(),
+        html_path=Path("p"),
+        zip_path=None,
     )
     received: dict[str, object] = {}
 
