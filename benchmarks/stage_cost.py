@@ -75,7 +75,10 @@ def measure(name: str, model: nn.Module) -> None:
     }
     plain = median_seconds(forwards)
     before = peak_mb()
-    pair = lambda: run_pair(Stage("float", model), Stage("calib", calib), [Batch((x,))])  # noqa: E731
+
+    def pair() -> object:
+        return run_pair(Stage("float", model), Stage("calib", calib), [Batch((x,))])
+
     compared = median_seconds({"pair": pair}, repeats=2)["pair"]
     for stage, seconds in plain.items():
         print(f"{name:18s} {stage:20s} {seconds * 1e3:8.0f} ms  {seconds / plain['float']:5.2f} x float")

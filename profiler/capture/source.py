@@ -30,8 +30,10 @@ def calling_line() -> str:
 
 
 def _short(filename: str) -> str:
-    """Path below the current folder, else the last two parts: a report is shared, home folders are not."""
+    """Path below site-packages or the current folder, else the last two parts: home folders are nobody's business."""
     path = Path(filename)
+    if "site-packages" in path.parts:
+        return str(Path(*path.parts[path.parts.index("site-packages") + 1 :]))
     try:
         return str(path.relative_to(Path.cwd()))
     except ValueError:
