@@ -20,7 +20,7 @@ from profiler.capture.state_facts import state_record
 from profiler.errors import ModelError, NotCalibratedError, PrepareError, ProfilerError, UnsupportedOpError
 from profiler.profile_report import ProfileReport
 from profiler.quant.eager.convert import convert
-from profiler.quant.fx.parts import prepare_traceable
+from profiler.quant.fx.parts import drop_unused_parts, prepare_traceable
 from profiler.quant.ops.registry import spec_of_module
 from profiler.quant.policy import state_policy
 from profiler.quant.qconfig import default_calib_8bit_fake_quant_qconfig
@@ -66,10 +66,14 @@ def _profile_float(
         )
     options.tell("prepare", 1, 1)
     calibrate(calib, reference, batches, options)
+    dropped = drop_unused_parts(calib)
+    unused = (f"{', '.join(dropped)} never ran in the batches and stayed in float",) if dropped else ()
     was_training = (
         (f"{type(model).__name__} was in training mode: a copy in eval was profiled",) if model.training else ()
     )
-    return _compare_and_write(model, reference, calib, "calib", batches, options, (*notes, *was_training), known=known)
+    return _compare_and_write(
+        model, reference, calib, "calib", batches, options, (*notes, *was_training, *unused), known=known
+    )
 
 
 def _as_network(model: nn.Module) -> nn.Module:

@@ -76,3 +76,26 @@ def test_march_names_are_read_in_any_case(name: str) -> None:
     set_march(name)
 
     assert get_march() in tuple(March)
+
+
+class Branching(nn.Module):
+    """A branch that ordinary data never takes; its forward cannot be traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.rare, self.fc = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 1), nn.Linear(144, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.conv(x))
+        if float(y.mean()) > 100:
+            y = self.rare(y)
+        logits: Tensor = self.fc(y.flatten(1))
+        return logits
+
+
+def test_branch_that_no_batch_took_stays_in_float_and_the_rest_is_converted(tmp_path: Path) -> None:
+    report = model_profiler(Branching().eval(), BATCHES, out_dir=tmp_path, make_zip=False)
+
+    assert [c.mode for c in report.data.comparisons] == ["FvsQ", "QvsQ"]
+    assert any(note == "rare never ran in the batches and stayed in float" for note in report.notes)
+    assert any(e.op == "rare" and "no batch reached it" in e.reason for e in report.data.effects)

@@ -11,7 +11,7 @@ from profiler.analysis.findings.registry import rule
 from profiler.records import Evidence, Finding, LayerRecord, QuantError, Severity, TensorStats, UnfusedGroup
 
 _CODES_PER_STD_OF_INPUT = 8
-_CUT_OFF_DB = 30.0
+_CUT_OFF_DB, _RUINED_DB = 30.0, 20.0
 
 
 @rule("SH1")
@@ -25,7 +25,8 @@ def shared_op(context: Context) -> Iterator[Finding]:
             continue
         ratio = max(ranges) / min(ranges)
         cut_off = [(x, x.quant_error) for x in calls if x.quant_error is not None and _is_cut_off(x.quant_error)]
-        severity: Severity = "E" if ratio > 4 or cut_off else ("W" if ratio > 2 else "I")
+        worst_db = min((error.sqnr_db for _, error in cut_off), default=math.inf)
+        severity: Severity = "E" if ratio > 4 or worst_db < _RUINED_DB else ("W" if ratio > 2 or cut_off else "I")
         yield Finding(
             id="SH1",
             title=(
@@ -40,12 +41,8 @@ def shared_op(context: Context) -> Iterator[Finding]:
             evidence=(
                 Evidence("largest / smallest range over the calls", ratio, "x", "2 (W), 4 (E)"),
                 *(Evidence(f"range of {x.name}", r, "absmax") for x, r in zip(calls, ranges, strict=True)),
-                *(
-                    Evidence(
-                        f"values of {x.name} that the one scale cuts off", 100 * e.clip_ratio, "%", "own SQNR 30 dB (E)"
-                    )
-                    for x, e in cut_off
-                ),
+                *(Evidence(f"values of {x.name} cut off", 100 * e.clip_ratio, "%") for x, e in cut_off),
+                *(Evidence(f"own SQNR of {x.name}", e.sqnr_db, "dB", "30 (W), 20 (E)") for x, e in cut_off),
             ),
             source=calls[0].source,
             patch=fixes.unshare(calls[0], len(calls)),

@@ -17,8 +17,10 @@ from profiler.quant.loading import match_bounds_after_load
 from profiler.quant.modules import is_leaf
 from profiler.quant.naming import SELF_NAME, join
 from profiler.quant.ops.registry import Family, spec_of_module
-from profiler.quant.states import attach_journal
+from profiler.quant.states import attach_journal, named_fake_quants
 from profiler.quant.swap import EFFECTS_ATTRIBUTE, LEAVES_ATTRIBUTE, QuantEffect, copy_model
+
+_FLOAT_PART = "quant_float_part"
 
 
 def prepare_traceable(
@@ -82,6 +84,27 @@ def _prepare_parts(
     return model
 
 
+def drop_unused_parts(model: nn.Module) -> list[str]:
+    """Put parts that no batch reached back to float, in place: nobody knows their scales.
+
+    Returns:
+        Their paths. They are in the model's effects from then on.
+    """
+    dropped = []
+    parts = {module: module.__dict__.pop(_FLOAT_PART, None) for module in model.modules()}
+    for path, module in list(model.named_modules(remove_duplicate=False)):
+        part = parts.get(module)
+        if part is None or all(fq.is_calibrated for name, fq in named_fake_quants(module) if "weight" not in name):
+            continue
+        parent, _, name = path.rpartition(".")
+        inner = part._modules.get(SELF_NAME)
+        setattr(model.get_submodule(parent), name, part if inner is None else inner)
+        dropped.append(path)
+    effects = [QuantEffect(path, "", "torch.float32", "no batch reached it: it stays in float") for path in dropped]
+    setattr(model, EFFECTS_ATTRIBUTE, [*getattr(model, EFFECTS_ATTRIBUTE, ()), *effects])
+    return dropped
+
+
 def _parts(module: nn.Module, prefix: str = "") -> Iterator[tuple[nn.Module, str, nn.Module, str]]:
     """(parent, attribute, part, path) of the largest parts that can be prepared."""
     for name, child in module._modules.items():  # one object under two names is replaced under both
@@ -104,6 +127,7 @@ def _prepare_part(part: nn.Module, path: str, high_precision_outputs: bool) -> n
         wrapped.train(part.training)
         part = wrapped
     prepared = prepare_qat_fx(part, None, high_precision_outputs=high_precision_outputs)
+    prepared.__dict__[_FLOAT_PART] = part
     for module in prepared.modules():
         names = module.__dict__.get("fused_names")
         if names:

@@ -63,11 +63,20 @@ def test_shared_conv_patch_gives_a_copy_per_call() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ratio", "is_clipped", "severity"),
-    [(2.0, False, "I"), (2.001, False, "W"), (4.0, False, "W"), (4.001, False, "E"), (1.0, True, "E")],
+    ("ratio", "cut_off_db", "severity"),
+    [
+        (2.0, None, "I"),
+        (2.001, None, "W"),
+        (4.0, None, "W"),
+        (4.001, None, "E"),
+        (1.0, 30.0, "I"),
+        (1.0, 29.99, "W"),
+        (2.5, 20.0, "W"),
+        (1.0, 19.99, "E"),
+    ],
 )
-def test_sh1_limits(ratio: float, is_clipped: bool, severity: str) -> None:
-    error = quant_error(clip=2.0, sqnr_db=29.0) if is_clipped else quant_error()
+def test_sh1_limits(ratio: float, cut_off_db: float | None, severity: str) -> None:
+    error = quant_error() if cut_off_db is None else quant_error(clip=2.0, sqnr_db=cut_off_db)
     calls = [
         layer("conv", reference_output=stats(-ratio, ratio), quant_error=error),
         layer("conv(1)", ("conv",), reference_output=stats(-1.0, 1.0)),
