@@ -26,7 +26,7 @@ from profiler.quant.policy import state_policy
 from profiler.quant.qconfig import default_calib_8bit_fake_quant_qconfig
 from profiler.quant.states import FakeQuantState, named_fake_quants, set_fake_quantize
 from profiler.quant.swap import LEAVES_ATTRIBUTE, copy_in_eval, copy_model, is_converted
-from profiler.records import StageMetric
+from profiler.records import StageMetric, StateRecord
 
 
 def profile_model(model: nn.Module, data: Any, options: Options) -> ProfileReport:
@@ -91,7 +91,7 @@ def _profile_prepared(
         set_fake_quantize(test, FakeQuantState.VALIDATION)
     stage = "qat" if state is not None and state.purpose == "qat" else "calib"
     note = "float is the same model with fake quant off"
-    return _compare_and_write(model, reference, test, stage, batches, options, (*notes, note), state_of=model)
+    return _compare_and_write(model, reference, test, stage, batches, options, (*notes, note), state=state)
 
 
 def _compare_and_write(
@@ -102,10 +102,10 @@ def _compare_and_write(
     batches: Sequence[Batch],
     options: Options,
     notes: tuple[str, ...],
-    state_of: nn.Module | None = None,
+    state: StateRecord | None = None,
     known: tuple[StageMetric, ...] = (),
 ) -> ProfileReport:
-    """FvsQ, convert, QvsQ, metrics on all stages, report."""
+    """FvsQ, convert, QvsQ, metrics on all stages, report; `state` is that of a model which the user prepared."""
     leaves = frozenset(getattr(test, LEAVES_ATTRIBUTE, ()))
     first = compare_stages(("float", reference), (stage, test), batches, options, leaves)
     comparisons = [comparison_record(first, "FvsQ")]
@@ -124,8 +124,8 @@ def _compare_and_write(
         comparisons,
         options,
         batches=batches,
-        prepared=test if state_of is None else state_of,
-        state=state_record(model) if state_of is not None else None,
+        prepared=test if state is None else model,
+        state=state,
         stage_metrics=evaluate_stages(stages, options, known, more_notes),
         notes=more_notes,
     )

@@ -262,10 +262,10 @@ class _BatchPair:
                 run.outputs.append(PairSums())
                 run.output_producers.append(recorder.producer_of(t))
             r, t = real_values(r), real_values(t)
-            if r.shape == t.shape and r.is_floating_point():
-                sums = PairSums()
+            if r.shape == t.shape and _is_dense_float(r) and _is_dense_float(t):
+                sums = run.outputs[i]
+                error, signal = error - sums.error_squared, signal - sums.reference_squared
                 sums.update(reference=r, test=t)
-                run.outputs[i].update(reference=r, test=t)
                 error, signal = error + sums.error_squared, signal + sums.reference_squared
         run.batch_output_error.append(error / signal if signal > 0 else error)
 

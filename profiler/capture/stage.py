@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from profiler.capture.hooks import OpCall
 from profiler.metrics.distribution import TensorSums
 from profiler.quant.fake_quant import FakeQuantize
-from profiler.quant.ops.functional import FloatFunctional, FunctionOp
-from profiler.quant.ops.registry import Family, OpSpec, spec_of_class, spec_of_function, spec_of_module
+from profiler.quant.ops.functional import spec_of_op
+from profiler.quant.ops.registry import Family, OpSpec, spec_of_class, spec_of_function
 from profiler.quant.qtensor import QTensor
 from profiler.records import QuantParams
 
@@ -162,15 +162,9 @@ def spec_of_call(module: nn.Module | None, op_name: str, method: str) -> OpSpec 
     """Operator behind an op call of any stage, or None where it has no quantized form."""
     if module is None:
         return spec_of_function(op_name.rpartition(".")[2].rpartition("_")[0])
-    if isinstance(module, FunctionOp):
-        return spec_of_function(module.function)
-    if isinstance(module, FloatFunctional):
-        return spec_of_function(method)
-    for cls in type(module).__mro__:
-        spec = spec_of_class(cls)
-        if spec is not None:
-            return spec
-    return spec_of_module(module)
+    spec = spec_of_op(module, method)
+    # fake-quant and integer forms extend the float class that they stand for
+    return spec or next((s for cls in type(module).__mro__ if (s := spec_of_class(cls)) is not None), None)
 
 
 def tensor_facts(tensor: Tensor) -> TensorFacts:

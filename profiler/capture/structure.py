@@ -12,7 +12,7 @@ from profiler.metrics.difference import PairSums
 from profiler.metrics.distribution import TensorSums
 from profiler.quant.affine import dequantize, qinfo
 from profiler.quant.fake_quant import FakeQuantize
-from profiler.quant.modules import Identity, is_leaf, type_name
+from profiler.quant.modules import is_leaf, type_name
 from profiler.quant.naming import op_name
 from profiler.quant.observers import ObserverBase
 from profiler.quant.ops.gemm import FakeQuantGemm, Gemm, IntegerGemm, fold_batch_norm
@@ -165,7 +165,7 @@ def _following(stage: Stage, consumers: dict[str, list[str]], name: str) -> list
 
 def _readers(stage: Stage, consumers: dict[str, list[str]], name: str) -> Iterator[str]:
     for reader in consumers.get(name, []):
-        if isinstance(stage.facts[reader].module, (Identity, nn.Identity)):
+        if isinstance(stage.facts[reader].module, nn.Identity):
             yield from _readers(stage, consumers, reader)
         else:
             yield reader
@@ -183,12 +183,15 @@ def _cause(stage: Stage, consumers: dict[str, list[str]], chain: list[str]) -> s
                 f"second consumer: the output of {name} is also read by "
                 f"{', '.join(r for r in readers if r not in chain)}"
             )
-    called_as_function = [
-        n for n in chain[1:] if stage.facts[n].module is None or n.rpartition(".")[2].startswith("relu_")
-    ]
+    called_as_function = [n for n in chain[1:] if _is_function_call(stage.facts[n])]
     if called_as_function:
         return f"{called_as_function[0]} is called as a function: eager fusion needs a module"
     return "not listed for fusion"
+
+
+def _is_function_call(facts: OpFacts) -> bool:
+    """Whether the user's code calls a torch function here: plain, or through the module generated in its place."""
+    return facts.module is None or facts.base_name.startswith("FunctionOp")
 
 
 def _is_norm(facts: OpFacts) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from profiler.capture.structure import weight_params
 from profiler.quant import (
+    DeQuantStub,
     FakeQuantState,
     QuantStub,
     convert,
@@ -284,3 +285,21 @@ def calibrated_with(qconfig: QConfig) -> nn.Module:
     set_fake_quantize(calib, FakeQuantState.CALIBRATION)
     calib(images(2, 2, 4, 4))
     return calib
+
+
+class NumberedReLU(nn.Module):
+    """A module whose attribute is named like a function call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.quant, self.dequant = QuantStub(), DeQuantStub()
+        self.conv, self.relu_1 = nn.Conv2d(3, 4, 1), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.dequant(self.relu_1(self.conv(self.quant(x))))
+        return y
+
+
+def test_unfused_groups_module_named_like_a_function_is_no_function() -> None:
+    (group,) = two(NumberedReLU().eval(), images(2, 3, 4, 4), "eager").unfused
+    assert (group.names, group.cause) == (("conv", "relu_1"), "not listed for fusion")

@@ -72,7 +72,6 @@ class EagerDispatch(CallTracker):
 def generate(parent: nn.Module, function: str, name: str, qconfig: QConfig) -> nn.Module:
     """Create the module that stands in a function's place and register it in the calling module."""
     module = make_fake_quant_function(parent, function, {}, "", qconfig)
-    module.label = f"FunctionOp[{function}]"
     parent.add_module(name, module)
     install_hooks(module)
     return module

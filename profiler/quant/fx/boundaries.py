@@ -9,8 +9,8 @@ from torch import fx, nn
 
 from profiler.quant.modules import class_name
 from profiler.quant.naming import op_name
-from profiler.quant.ops.functional import FloatFunctional, FunctionOp
-from profiler.quant.ops.registry import Family, OpSpec, spec_of_function, spec_of_module
+from profiler.quant.ops.functional import spec_of_op
+from profiler.quant.ops.registry import Family, OpSpec
 from profiler.quant.qconfig import QConfig, high_precision_output
 from profiler.quant.stubs import DeQuantStub, QuantStub
 from profiler.quant.swap import QuantEffect
@@ -35,11 +35,7 @@ class Plan:
 def spec_of_node(root: nn.Module, node: fx.Node) -> OpSpec | None:
     """Operator that a call_module node runs, or None where there is no quantized form."""
     module = root.get_submodule(str(node.target))
-    if isinstance(module, FloatFunctional):
-        return spec_of_function(str(node.args[0])) if node.args else None
-    if isinstance(module, FunctionOp):
-        return spec_of_function(module.function)
-    return spec_of_module(module)
+    return spec_of_op(module, str(node.args[0]) if node.args else "")
 
 
 class BoundaryPlanner:

@@ -38,17 +38,16 @@ def apply_qconfig_dict(model: nn.Module, qconfig_dict: dict[str, Any] | None) ->
         )
     names = _pairs(given.get("module_name"))
     types = _pairs(given.get("module_type"))
-    own = {id(m): m.__dict__["qconfig"] for m in model.modules() if "qconfig" in m.__dict__}
+    with_own = {id(m) for m in model.modules() if "qconfig" in m.__dict__}
     by_name = {name: check_qconfig_value(q, f"module_name {name}") for name, q in names}
     by_type = [(cls, check_qconfig_value(q, f"module_type {cls}")) for cls, q in types]
     unmatched = set(by_name)
     for path, module in model.named_modules():
-        if id(module) in own:
-            module.__dict__["qconfig"] = own[id(module)]
+        if id(module) in with_own:
             unmatched -= {path, op_name(path)}
             continue
         for cls, q in by_type:
-            if type(module) is cls or (isinstance(cls, type) and isinstance(module, cls)):
+            if isinstance(cls, type) and isinstance(module, cls):
                 module.__dict__["qconfig"] = q
         for name in (path, op_name(path)):
             if name in by_name:

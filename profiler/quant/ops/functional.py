@@ -15,7 +15,7 @@ from profiler.errors import NotCalibratedError, UnsupportedOpError
 from profiler.quant.affine import QInfo
 from profiler.quant.fake_quant import FakeQuantize
 from profiler.quant.modules import QuantOp, adopt, make_activation, quantized_output
-from profiler.quant.ops.registry import Family, OpSpec, get_spec, spec_of_function
+from profiler.quant.ops.registry import Family, OpSpec, get_spec, spec_of_function, spec_of_module
 from profiler.quant.qconfig import QConfig
 from profiler.quant.qtensor import QTensor, first_qtensor, to_float, to_plain, user_line
 
@@ -273,6 +273,13 @@ class IntegerFloatFunctional(FloatFunctional):
 
     def _get_name(self) -> str:
         return "FloatFunctional"
+
+
+def spec_of_op(module: nn.Module, method: str = "") -> OpSpec | None:
+    """Operator that a float leaf module runs; `method` is the one called on a FloatFunctional."""
+    if isinstance(module, FloatFunctional):
+        return spec_of_function(method)
+    return spec_of_function(module.function) if isinstance(module, FunctionOp) else spec_of_module(module)
 
 
 def make_fake_quant_functional(module: FloatFunctional, qconfig: QConfig) -> FakeQuantFloatFunctional:
