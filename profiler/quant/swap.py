@@ -81,11 +81,11 @@ def fake_quant_form(module: nn.Module, qconfig: QConfig | None) -> nn.Module:
         return make_fake_quant_functional(module, qconfig)
     if isinstance(module, FunctionOp):
         spec = spec_of_function(module.function)
-        if spec is None or spec.family is not Family.FUNCTION:
+        if spec is None or spec.family not in (Family.FUNCTION, Family.COMPOSITE):
             return module
         return make_fake_quant_function(module, module.function, module.bound, module.label, qconfig)
     spec = spec_of_module(module)
-    if spec is None or spec.family is Family.SCALE_KEEPING:
+    if spec is None or spec.family in (Family.SCALE_KEEPING, Family.INDEX):
         return module
     if spec.fake_quant is not None:
         return spec.fake_quant(module, qconfig)

@@ -38,7 +38,8 @@ class EagerDispatch(CallTracker):
     def call_function(self, call: FunctionCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one function, through its generated module where it makes values that need an own scale."""
         spec = spec_of_function(call.name)
-        if spec is None or spec.family is not Family.FUNCTION or first_qtensor([args, kwargs]) is None:
+        has_own_scale = spec is not None and spec.family in (Family.FUNCTION, Family.COMPOSITE)
+        if not has_own_scale or first_qtensor([args, kwargs]) is None:
             return call.func(*args, **kwargs)
         name = generated_name(call.name, call.k)
         module = call.module._modules.get(name)

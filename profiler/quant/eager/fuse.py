@@ -9,22 +9,11 @@ from torch import nn
 
 from profiler.errors import PrepareError
 from profiler.quant.modules import Identity
-from profiler.quant.ops.conv import FusedConv1d, FusedConv2d
 from profiler.quant.ops.functional import FloatFunctional
 from profiler.quant.ops.gemm import Epilogue, FusedGemm, fuse_gemm
-from profiler.quant.ops.linear import FusedLinear
+from profiler.quant.ops.registry import spec_of_class
 from profiler.quant.swap import copy_model
 
-_FUSED: dict[type[nn.Module], type[FusedGemm]] = {
-    nn.Conv2d: FusedConv2d,
-    nn.Conv1d: FusedConv1d,
-    nn.Linear: FusedLinear,
-}
-_NORMS: dict[type[nn.Module], tuple[type[nn.Module], ...]] = {
-    FusedConv2d: (nn.BatchNorm2d, nn.SyncBatchNorm),
-    FusedConv1d: (nn.BatchNorm1d, nn.SyncBatchNorm),
-    FusedLinear: (nn.BatchNorm1d,),
-}
 _ACTIVATIONS: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.ReLU6: "relu6"}
 
 
@@ -39,12 +28,14 @@ def fused_class(module: nn.Module) -> type[FusedGemm] | None:
     """
     if isinstance(module, FusedGemm):
         return type(module) if module.epilogue == Epilogue() else None
-    return _FUSED.get(type(module))
+    spec = spec_of_class(type(module))
+    return cast("type[FusedGemm]", spec.fused) if spec is not None and spec.fused is not None else None
 
 
 def is_norm_of(norm: nn.Module, cls: type[FusedGemm]) -> bool:
     """Whether a batch norm can be folded into a fused class."""
-    return type(norm) in _NORMS.get(cls, ()) and getattr(norm, "running_mean", None) is not None
+    spec = spec_of_class(cls)
+    return spec is not None and type(norm) in spec.norms and getattr(norm, "running_mean", None) is not None
 
 
 def activation_name(module: nn.Module) -> str:

@@ -84,6 +84,8 @@ class BoundaryPlanner:
             return self._visit_stub(node, module, qconfig)
         if spec is not None and spec.family is Family.SCALE_KEEPING:
             return self.values[inputs[0]] if inputs else Value.OUTSIDE
+        if spec is not None and spec.family is Family.INDEX:
+            return Value.OUTSIDE
         if spec is None or qconfig is None or not self._can_run(spec, kinds):
             return self._leave_in_float(node, module, spec, qconfig, kinds)
         for source in inputs:
@@ -93,7 +95,7 @@ class BoundaryPlanner:
         return Value.FLOAT if qconfig.activation is None else Value.QUANTIZED
 
     def _can_run(self, spec: OpSpec, kinds: set[Value]) -> bool:
-        if spec.family is Family.GEMM:
+        if spec.family in (Family.GEMM, Family.COMPOSITE):
             return Value.QUANTIZED in kinds or Value.FLOAT in kinds
         return Value.QUANTIZED in kinds
 

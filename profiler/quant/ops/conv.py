@@ -75,9 +75,11 @@ def _conv1d(module: nn.Module, qconfig: QConfig) -> nn.Module:
 
 CONV2D = register(
     OpSpec("conv", Family.GEMM, modules=(nn.Conv2d, FusedConv2d), fake_quant=_conv2d,
+           fused=FusedConv2d, norms=(nn.BatchNorm2d, nn.SyncBatchNorm),
            note="plain, grouped, depthwise; all padding modes; fuses BatchNorm2d, add, ReLU, ReLU6")
 )  # fmt: skip
 CONV1D = register(
     OpSpec("conv1d", Family.GEMM, modules=(nn.Conv1d, FusedConv1d), fake_quant=_conv1d,
+           fused=FusedConv1d, norms=(nn.BatchNorm1d, nn.SyncBatchNorm),
            note="as conv; fuses BatchNorm1d")
 )  # fmt: skip

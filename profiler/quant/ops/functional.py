@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,10 +24,15 @@ _NUMPY_NAMES = {"axis": "dim", "keepdims": "keepdim"}
 
 @dataclass(frozen=True)
 class OutputQuant:
-    """Scale and code range that an integer function writes its codes in."""
+    """Scale and code range that an integer function writes its codes in.
+
+    `cache` belongs to one op of one converted model: what an integer function computes from scales alone (a table) is
+    kept there under a key that holds those scales.
+    """
 
     scale: Tensor
     info: QInfo
+    cache: dict[Any, Any] = field(default_factory=dict, compare=False)
 
     def wrap(self, codes: Tensor) -> QTensor:
         """Codes with this scale."""
@@ -194,8 +199,11 @@ class IntegerFunction(FunctionOp):
 
 def make_fake_quant_function(
     module: nn.Module, function: str, bound: dict[str, Any], label: str, qconfig: QConfig
-) -> FakeQuantFunction:
+) -> nn.Module:
     """Fake-quant form of a function, placed like `module`."""
+    spec = spec_of_function(function)
+    if spec is not None and spec.function_form is not None:
+        return spec.function_form(module, function, bound, label, qconfig)
     new = FakeQuantFunction(function, None, bound, label)
     new.activation_post_process = make_activation(qconfig, module)
     new.train(module.training)
@@ -310,7 +318,17 @@ def _scale_or_nothing(fake_quant: FakeQuantize) -> Tensor:
     return scale if fake_quant.is_calibrated else scale.new_empty(0)
 
 
+class _Cache(dict[Any, Any]):
+    """What a converted op computed from scales alone; neither copied nor pickled with the model."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Cache:
+        return _Cache()
+
+    def __reduce__(self) -> Any:
+        return (_Cache, ())
+
+
 def _output_of(module: IntegerFunction | IntegerFloatFunctional) -> OutputQuant | None:
     if module.out_scale is None or module.out_info is None:
         return None
-    return OutputQuant(module.out_scale, module.out_info)
+    return OutputQuant(module.out_scale, module.out_info, module.__dict__.setdefault("_cache", _Cache()))

@@ -42,5 +42,6 @@ def _linear(module: nn.Module, qconfig: QConfig) -> nn.Module:
 
 LINEAR = register(
     OpSpec("linear", Family.GEMM, modules=(nn.Linear, FusedLinear), fake_quant=_linear,
+           fused=FusedLinear, norms=(nn.BatchNorm1d,),
            note="any leading dimensions; fuses BatchNorm1d, add, ReLU, ReLU6")
 )  # fmt: skip

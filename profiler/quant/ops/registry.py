@@ -20,6 +20,8 @@ class Family(Enum):
     GEMM = "weighted: int8 weights, int32 accumulator, own output scale"
     FUNCTION = "own output scale"
     SCALE_KEEPING = "output scale = input scale"
+    COMPOSITE = "several products and functions inside, each with its own scale"
+    INDEX = "results are booleans or indices, not quantized values"
     STUB = "boundary between float and integers"
 
 
@@ -35,7 +37,12 @@ class OpSpec:
         float_fn: the function on plain tensors (FUNCTION family).
         integer_fn: `(out, *args, **kwargs) -> QTensor` on QTensors that hold codes (FUNCTION family).
         bind: keyword arguments of `float_fn` that a float module stands for (FUNCTION family).
-        fake_quant: `(float module, qconfig) -> fake-quant module` (GEMM, STUB); the result has `to_integer()`.
+        fake_quant: `(float module, qconfig) -> fake-quant module` (GEMM, STUB, COMPOSITE); the result has
+            `to_integer()`.
+        function_form: `(module to be placed like, function, bound, label, qconfig) -> fake-quant module` of a function
+            that has quantizers inside (COMPOSITE); the result has `to_integer()`.
+        fused: class of the fused float form, which can take a batch norm, an add and an activation (GEMM).
+        norms: batch norm classes that can be folded into it (GEMM).
         note: one line for the documentation.
     """
 
@@ -47,6 +54,9 @@ class OpSpec:
     integer_fn: Callable[..., Any] | None = None
     bind: Callable[[Any], dict[str, Any]] | None = None
     fake_quant: Callable[[Any, QConfig], nn.Module] | None = None
+    function_form: Callable[[nn.Module, str, dict[str, Any], str, QConfig], nn.Module] | None = None
+    fused: type[nn.Module] | None = None
+    norms: tuple[type[nn.Module], ...] = ()
     note: str = ""
 
 

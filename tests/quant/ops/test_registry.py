@@ -20,6 +20,8 @@ def test_operator_registered_has_the_forms_of_its_family(spec: OpSpec) -> None:
         assert spec.float_fn is not None
         assert spec.integer_fn is not None
         assert not spec.modules or spec.bind is not None
+    if spec.family is Family.COMPOSITE:
+        assert spec.fake_quant is not None or spec.function_form is not None
     if spec.family in (Family.GEMM, Family.STUB):
         assert spec.fake_quant is not None
         assert spec.modules
