@@ -15,7 +15,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
 
-.PHONY: help demo test bench lint browser clean
+.PHONY: help demo test bench lint docs browser clean
 .DEFAULT_GOAL := help
 
 help:
@@ -23,6 +23,7 @@ help:
 	@echo "make test                                 run the tests (with Chromium where it can be had)"
 	@echo "make lint                                 ruff and mypy --strict"
 	@echo "make bench                                compare speed and memory with other tools"
+	@echo "make docs                                 write docs/operators.md from the operator table"
 	@echo "make clean                                remove .venv, caches and outputs"
 
 demo: $(VENV)/.stamp-demo
@@ -35,6 +36,9 @@ lint: $(VENV)/.stamp-dev
 	@$(BIN)/python -m ruff check .
 	@$(BIN)/python -m ruff format --check --quiet .
 	@$(BIN)/python -m mypy
+
+docs: $(VENV)/.stamp-demo
+	@$(BIN)/python docs/operators.py
 
 bench: $(VENV)/.stamp-dev
 	@$(BIN)/python -m benchmarks
