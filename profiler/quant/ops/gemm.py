@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +20,8 @@ from profiler.quant.qtensor import QTensor, to_plain
 from profiler.quant.requantize import carrier_dtype, requantize
 
 _FQ = TypeVar("_FQ", bound="FakeQuantGemm")
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 _ACTIVATION_NAMES = {"": "", "relu": "ReLU", "relu6": "ReLU6"}
 _BIAS_LIMIT = 2.0**30
 
@@ -133,6 +137,23 @@ def make_fake_quant(cls: type[_FQ], module: nn.Module, qconfig: QConfig) -> _FQ:
     return new
 
 
+def not_traced(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """What a function computes from scales alone is a constant for `torch.jit.trace`, without a warning."""
+
+    @functools.wraps(function)
+    def run(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        state = torch._C._get_tracing_state()
+        if state is None:
+            return function(*args, **kwargs)
+        torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
+        try:
+            return function(*args, **kwargs)
+        finally:
+            torch._C._set_tracing_state(state)  # type: ignore[attr-defined]
+
+    return run
+
+
 @dataclass(frozen=True)
 class _Plan:
     """What one pair of input scales needs: computed once, then reused by every forward."""
@@ -184,11 +205,14 @@ class IntegerGemm(Gemm):
         """Codes in, codes out (a QTensor); float32 `acc * s_x * s_w[c]` where the output has high precision."""
         x = require_codes(x, self._get_name())
         plan = self._plan(x, require_codes(other, self._get_name()) if self.epilogue.has_add else None)
-        acc = self.gemm(x.plain.to(plan.carrier), plan.weight, plan.bias)
+        return self.finish(self.gemm(x.plain.to(plan.carrier), plan.weight, plan.bias), plan, other)
+
+    def finish(self, acc: Tensor, plan: _Plan, other: Tensor | None) -> Tensor:
+        """From the accumulator with its bias (integers of any dtype) to the output: add, activation, requantization."""
         axis = self.out_axis(acc)
         if plan.other_multiplier is not None:
             multiplier = along_axis(plan.other_multiplier, acc.dim(), axis)
-            acc = acc + _in_accumulator_steps(other, multiplier).to(plan.carrier)
+            acc = acc + _in_accumulator_steps(other, multiplier).to(acc.dtype)
         if self.epilogue.activation:
             acc = acc.clamp_min_(0)
         return self._output(acc, plan, axis)
@@ -208,6 +232,7 @@ class IntegerGemm(Gemm):
         codes = requantize(acc, plan.acc_scale / self.out_scale, self.out_info, axis, limit=limit)
         return QTensor.wrap(codes, self.out_scale, self.out_dtype)
 
+    @not_traced
     def _plan(self, x: QTensor, other: QTensor | None) -> _Plan:
         key = (float(x.scale), 0.0 if other is None else float(other.scale), str(x.device))
         plan = self._plans.by_scale.get(key)
