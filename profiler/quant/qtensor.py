@@ -16,6 +16,7 @@ from profiler.quant.naming import NOT_OPS, canonical_function_name
 
 Handler = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 _HANDLERS: dict[str, Handler] = {}
+_MODULE_NAMES: list[Callable[[], str]] = []
 _OWN_FRAMES = ("/torch/", "/profiler/quant/", "/profiler/capture/")
 
 
@@ -98,8 +99,8 @@ class QTensor(Tensor):
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **(kwargs or {}))
         raise UnsupportedOpError(
-            f"function {name} is not implemented for QTensor, called at {user_line()}; put a DeQuantStub before it, "
-            "or set qconfig = None on the part that should stay float"
+            f"function {name} is not implemented for QTensor{_where()}, called at {user_line()}; put a DeQuantStub "
+            "before it, or set qconfig = None on the part that should stay float"
         )
 
 
@@ -114,6 +115,21 @@ def handles(*names: str) -> Callable[[Handler], Handler]:
         return handler
 
     return register
+
+
+def has_handler(name: str) -> bool:
+    """Whether a function (canonical name) is defined on quantized values."""
+    return name in _HANDLERS
+
+
+def name_modules_with(running_module: Callable[[], str]) -> None:
+    """Let errors name the module that `running_module()` gives ("" where none runs)."""
+    _MODULE_NAMES.append(running_module)
+
+
+def _where() -> str:
+    name = next((name for running_module in _MODULE_NAMES if (name := running_module())), "")
+    return f" in module {name}" if name else ""
 
 
 def to_plain(value: Any) -> Any:

@@ -65,7 +65,7 @@ def journal_of(model: nn.Module) -> Journal | None:
 def place_fake_quants(model: nn.Module) -> None:
     """Move the fake quants of ops without tensors of their own (stubs, functions) to the model's device."""
     for name, fake_quant in named_fake_quants(model):
-        _place(fake_quant, model, name)
+        _place(fake_quant, model, model.get_submodule(name.rpartition(".")[0]))
 
 
 def attach_journal(model: nn.Module) -> None:
@@ -76,10 +76,10 @@ def attach_journal(model: nn.Module) -> None:
         fake_quant.name, fake_quant.journal = name, journal
 
 
-def join_state(fake_quant: FakeQuantize, root: nn.Module, name: str) -> None:
-    """A late fake quant takes part in the state, journal and device of the model it joins."""
-    _place(fake_quant, root, name)
-    sibling = next((fq for _, fq in named_fake_quants(root) if fq.journal is not None), None)
+def join_state(fake_quant: FakeQuantize, root: nn.Module, name: str, owner: nn.Module) -> None:
+    """A late fake quant of the op `owner` takes part in the state, journal and device of the model it joins."""
+    _place(fake_quant, root, owner)
+    sibling = next((fq for _, fq in named_fake_quants(root) if fq.journal is not None and fq is not fake_quant), None)
     fake_quant.name, fake_quant.journal = name, journal_of(root)
     if sibling is not None:
         fake_quant.journal = sibling.journal
@@ -88,8 +88,7 @@ def join_state(fake_quant: FakeQuantize, root: nn.Module, name: str) -> None:
         fake_quant.train(sibling.training)
 
 
-def _place(fake_quant: FakeQuantize, root: nn.Module, name: str) -> None:
-    owner = root.get_submodule(name.rpartition(".")[0])
+def _place(fake_quant: FakeQuantize, root: nn.Module, owner: nn.Module) -> None:
     tensor = next(iter(root.parameters()), None)
     if tensor is not None and next(iter(owner.parameters()), None) is None and not owner._buffers:
         fake_quant.to(tensor.device)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from profiler.errors import ModelError, NotCalibratedError, PrepareError, StateError
+from profiler.quant.eager.boundaries import convert_boundaries
 from profiler.quant.fake_quant import FakeQuantize
 from profiler.quant.march import require_march
 from profiler.quant.modules import QuantOp, is_leaf
@@ -110,7 +111,7 @@ def effect_of(name: str, module: nn.Module, qconfig: QConfig | None) -> QuantEff
     reason = ""
     is_stub = getattr(spec_of_module(module), "family", None) is Family.STUB
     if actual == "torch.float32" != requested and not is_stub and not hasattr(module, "to_integer"):
-        reason = f"no quantized form of {type(module).__name__}: runs in float"
+        reason = f"no quantized form of {type(module).__name__}: runs in float between automatic boundaries"
     return QuantEffect(op_name(name), requested, actual, reason)
 
 
@@ -191,6 +192,7 @@ def convert_modules(model: nn.Module, remove_qconfig: bool) -> None:
             to_integer: Any = module.to_integer
             done[id(module)] = (to_integer(), module)
         parent._modules[attribute] = done[id(module)][0]
+    convert_boundaries(model)
     if remove_qconfig:
         for module in model.modules():
             module.__dict__.pop("qconfig", None)

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import sys
-import threading
 from types import FrameType
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode
 
 from profiler.errors import UnsupportedOpError
 from profiler.quant.calls import CallTracker, FunctionCall
+from profiler.quant.eager.boundaries import FLOAT_RESULTS, float_function, has_boundary, has_float_result
+from profiler.quant.eager.running import FQN_ATTRIBUTE, RUNNING, fqn_of, running_module
 from profiler.quant.fake_quant import FakeQuantize
-from profiler.quant.naming import generated_name, join, parse_generated
+from profiler.quant.naming import generated_name, join, op_name, parse_generated
 from profiler.quant.ops.functional import make_fake_quant_function, overwrite
 from profiler.quant.ops.registry import Family, spec_of_function
 from profiler.quant.qconfig import QConfig
-from profiler.quant.qtensor import QTensor, first_qtensor, user_line
+from profiler.quant.qtensor import QTensor, first_qtensor, has_handler, name_modules_with, to_float, user_line
 from profiler.quant.states import join_state
+from profiler.quant.swap import EFFECTS_ATTRIBUTE, QuantEffect, effect_of
 
-FQN_ATTRIBUTE = "quant_fqn"
-_LOCAL = threading.local()
+name_modules_with(running_module)
 
 
 class EagerDispatch(CallTracker):
@@ -37,42 +38,74 @@ class EagerDispatch(CallTracker):
 
     def call_function(self, call: FunctionCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one function, through its generated module where it makes values that need an own scale."""
-        spec = spec_of_function(call.name)
-        has_own_scale = spec is not None and spec.family in (Family.FUNCTION, Family.COMPOSITE)
-        if not has_own_scale or first_qtensor([args, kwargs]) is None:
+        if first_qtensor([args, kwargs]) is None:
             return call.func(*args, **kwargs)
-        name = generated_name(call.name, call.k)
-        module = call.module._modules.get(name)
+        module = call.module._modules.get(generated_name(call.name, call.k))
+        if module is None and _has_own_scale(call.name):
+            if _gives_float(call.module) and not _is_prepared(call.module):
+                return call.func(*to_float(args), **to_float(kwargs))
+            module = self._create(call, "")
         if module is None:
-            module = self._create(call, name)
-            # for those who follow the model: its input is written after the call
-            module.__dict__["overwrites_input"] = _is_in_place(call)
-        result = module(*args, **kwargs)
-        _write_back(call, args, result)
-        return result
+            return self._run_without_scale(call, args, kwargs)
+        return _run_generated(module, call, args, kwargs)
 
-    def _create(self, call: FunctionCall, name: str) -> nn.Module:
+    def _run_without_scale(self, call: FunctionCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A function that keeps the scale or gives no quantized values; what cannot be done on codes runs in float."""
+        try:
+            return call.func(*args, **kwargs)
+        except UnsupportedOpError as error:
+            if _gives_float(call.module):
+                return call.func(*to_float(args), **to_float(kwargs))
+            if not _is_prepared(call.module):
+                if not _gives_no_float(call, args, kwargs):
+                    raise
+                return call.func(*to_float(args), **to_float(kwargs))
+            reason = str(error) if has_handler(call.name) else f"no quantized form of {call.name}"
+        return _run_generated(
+            self._create(call, f"{reason}: runs in float between automatic boundaries"), call, args, kwargs
+        )
+
+    def _create(self, call: FunctionCall, float_reason: str) -> nn.Module:
         parent, root = call.module, self.frames[0].module
         qconfig = parent.__dict__.get("qconfig")
-        where = f"{call.name} in {getattr(parent, FQN_ATTRIBUTE, type(parent).__name__)}, called at {user_line()}"
+        where = f"{call.name} in {fqn_of(parent)}, called at {user_line()}"
         if not isinstance(qconfig, QConfig):
             raise UnsupportedOpError(
                 f"{where}: got quantized values where nothing is configured (qconfig = None, or a converted model took "
-                "a path that was never calibrated); put a DeQuantStub before it, or calibrate with data that takes "
-                "this path"
+                "a path that was never calibrated); put a DeQuantStub before it, call prepare_qat(hybrid=True), or "
+                "calibrate with data that takes this path"
             )
-        module = generate(parent, call.name, name, qconfig)
+        name = generated_name(call.name, call.k)
+        path = join(getattr(parent, FQN_ATTRIBUTE, ""), name)
+        module = generate(parent, call.name, name, qconfig, is_float=bool(float_reason))
+        # for those who follow the model: its input is written after the call
+        module.__dict__["overwrites_input"] = _is_in_place(call)
         for fake_quant in module.modules():
             if isinstance(fake_quant, FakeQuantize):
-                join_state(
-                    fake_quant, root, join(join(getattr(parent, FQN_ATTRIBUTE, ""), name), "activation_post_process")
-                )
+                join_state(fake_quant, root, join(path, "activation_post_process"), module)
+        effect = effect_of(path, module, qconfig)
+        if float_reason:
+            effect = QuantEffect(op_name(path), effect.requested, "torch.float32", float_reason)
+        parent.__dict__.get(EFFECTS_ATTRIBUTE, []).append(effect)
         return module
 
 
-def generate(parent: nn.Module, function: str, name: str, qconfig: QConfig) -> nn.Module:
-    """Create the module that stands in a function's place and register it in the calling module."""
-    module = make_fake_quant_function(parent, function, {}, "", qconfig)
+def generate(parent: nn.Module, function: str, name: str, qconfig: QConfig, *, is_float: bool) -> nn.Module:
+    """Create the module that stands in a function's place and register it in the calling module.
+
+    Args:
+        parent: the calling module.
+        function: canonical function name.
+        name: attribute name of the new module.
+        qconfig: the calling module's.
+        is_float: the function has no quantized form and gets a boundary.
+    """
+    module = (
+        float_function(function, parent, qconfig)
+        if is_float
+        else make_fake_quant_function(parent, function, {}, "", qconfig)
+    )
+    module.__dict__[FQN_ATTRIBUTE] = join(getattr(parent, FQN_ATTRIBUTE, ""), name)
     parent.add_module(name, module)
     install_hooks(module)
     return module
@@ -93,27 +126,27 @@ def create_from_keys(module: nn.Module, state_dict: dict[str, Any], prefix: str,
         parsed = parse_generated(name)
         qconfig = module.__dict__.get("qconfig")
         if parsed is not None and name not in module._modules and isinstance(qconfig, QConfig):
-            generate(module, parsed[0], name, qconfig)
+            generate(module, parsed[0], name, qconfig, is_float=not _has_own_scale(parsed[0]))
 
 
 def _enter(module: nn.Module, args: Any) -> None:
-    tracker = getattr(_LOCAL, "tracker", None)
+    tracker = RUNNING.tracker
     if tracker is not None and _is_root(module) and not _is_running(tracker.caller):
         _drop(tracker)
         tracker = None
     if tracker is None:
-        tracker = _LOCAL.tracker = EagerDispatch(sys._getframe(1))
+        tracker = RUNNING.tracker = EagerDispatch(sys._getframe(1))
         tracker.__enter__()  # type: ignore[no-untyped-call]
     tracker.enter(module)
 
 
 def _leave(module: nn.Module, args: Any, output: Any) -> None:
-    tracker = getattr(_LOCAL, "tracker", None)
+    tracker = RUNNING.tracker
     if tracker is None:
         return
     tracker.leave(module)
     if not tracker.frames:
-        _LOCAL.tracker = None
+        RUNNING.tracker = None
         tracker.__exit__(None, None, None)
 
 
@@ -136,6 +169,39 @@ def _drop(tracker: EagerDispatch) -> None:
         tracker.__exit__(None, None, None)
 
 
+def _has_own_scale(function: str) -> bool:
+    spec = spec_of_function(function)
+    return spec is not None and spec.family in (Family.FUNCTION, Family.COMPOSITE)
+
+
+def _is_prepared(module: nn.Module) -> bool:
+    return isinstance(module.__dict__.get("qconfig"), QConfig)
+
+
+def _gives_float(module: nn.Module) -> bool:
+    """Whether functions of this module's code on quantized values give plain results (hybrid, or activation None)."""
+    return bool(module.__dict__.get(FLOAT_RESULTS))
+
+
+def _gives_no_float(call: FunctionCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether the results of a function are booleans or integers, which need no scale."""
+    return not _is_in_place(call) and not has_float_result(call.func(*to_float(args), **to_float(kwargs)))
+
+
+def _run_generated(module: Any, call: FunctionCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if has_boundary(module):
+        module.func = set_items if call.name == "setitem" else call.func
+    result = module(*args, **kwargs)
+    _write_back(call, args, result)
+    return None if call.name == "setitem" else result
+
+
+def set_items(target: Tensor, index: Any, value: Any) -> Tensor:
+    """`target[index] = value` as a function: the target."""
+    target[index] = value
+    return target
+
+
 def _write_back(call: FunctionCall, args: tuple[Any, ...], result: Any) -> None:
     """In-place spellings (`x += y`, `x.add_(y)`) also change the tensor they were called on.
 
@@ -143,17 +209,17 @@ def _write_back(call: FunctionCall, args: tuple[Any, ...], result: Any) -> None:
         UnsupportedOpError: `x.add_(y)` whose result has another dtype or shape than x.
     """
     name = getattr(call.func, "__name__", "")
-    is_method = name.endswith("_") and not name.startswith("__")
+    is_method = (name.endswith("_") and not name.startswith("__")) or call.name == "setitem"
     target = args[0] if args else None
     if not isinstance(target, QTensor) or not _is_in_place(call):
         return
     if not overwrite(target, result) and is_method:
         raise UnsupportedOpError(
-            f"{name} in {getattr(call.module, FQN_ATTRIBUTE, '')}, called at {user_line()}: the result does not fit "
+            f"{name} in {fqn_of(call.module)}, called at {user_line()}: the result does not fit "
             f"into the {target.qdtype} tensor it was called on; write x = x + y instead"
         )
 
 
 def _is_in_place(call: FunctionCall) -> bool:
     name = getattr(call.func, "__name__", "")
-    return name.startswith("__i") or (name.endswith("_") and not name.startswith("__"))
+    return name == "__setitem__" or name.startswith("__i") or (name.endswith("_") and not name.startswith("__"))

@@ -6,14 +6,17 @@ from typing import Any
 
 from torch import nn
 
-from profiler.quant.eager.dispatch import FQN_ATTRIBUTE, create_from_keys, install_hooks
+from profiler.quant.eager.boundaries import FLOAT_RESULTS, add_boundary
+from profiler.quant.eager.dispatch import create_from_keys, install_hooks
 from profiler.quant.eager.fuse import name_fused_groups
+from profiler.quant.eager.running import FQN_ATTRIBUTE
 from profiler.quant.fake_quant import FakeQuantize
 from profiler.quant.loading import match_bounds_after_load
 from profiler.quant.march import require_march
-from profiler.quant.modules import is_leaf
+from profiler.quant.modules import Identity, QuantOp, is_leaf
 from profiler.quant.observers import ObserverBase
-from profiler.quant.qconfig import propagate_qconfig
+from profiler.quant.ops.registry import Family, spec_of_module
+from profiler.quant.qconfig import QConfig, propagate_qconfig
 from profiler.quant.states import attach_journal, place_fake_quants
 from profiler.quant.swap import (
     EFFECTS_ATTRIBUTE,
@@ -37,15 +40,17 @@ def prepare_qat(
     """Prepare a model for calibration or QAT; qconfigs were set as `qconfig` attributes before.
 
     A child inherits its parent's qconfig; its own wins; None keeps the subtree in float. Functions such as `+` on
-    quantized values get a `_generated_<function>_<k>` module on the first forward. The model that comes back is in the
-    QAT state.
+    quantized values get a `_generated_<function>_<k>` module on the first forward. What has no quantized form runs in
+    float between automatic boundaries: its quantized inputs become real values, its float results get a scale of their
+    own. `quant_effects` names it. The model that comes back is in the QAT state.
 
     Args:
         model: float model, fused if wanted, with QuantStub and DeQuantStub at its boundaries.
         mapping: `{float class: f(module, qconfig) -> module}` for further classes.
         inplace: change `model` instead of a copy.
         optimize_graph: accepted; no march in the table needs it yet.
-        hybrid: accepted; ops with qconfig None must stand behind a DeQuantStub.
+        hybrid: quantized values may enter ops with qconfig None, which see real values then and give plain results;
+            without it they must stand behind a DeQuantStub.
         optimize_kwargs: accepted with optimize_graph.
 
     Returns:
@@ -61,13 +66,16 @@ def prepare_qat(
     require_float_model(model)
     name_fused_groups(model)
     propagate_qconfig(model)
-    effects = _swap_leaves(model, mapping or {})
+    effects = _swap_leaves(model, mapping or {}, hybrid)
     for name, module in model.named_modules():
         if isinstance(module, (FakeQuantize, ObserverBase)):
             continue
         setattr(module, FQN_ATTRIBUTE, name)
         install_hooks(module)
         if not is_leaf(module):  # only code that calls functions gets generated modules
+            qconfig = module.__dict__.get("qconfig")
+            module.__dict__[FLOAT_RESULTS] = hybrid if qconfig is None else qconfig.activation is None
+            module.__dict__[EFFECTS_ATTRIBUTE] = effects
             module._register_load_state_dict_pre_hook(create_from_keys, with_module=True)
     place_fake_quants(model)
     attach_journal(model)
@@ -76,7 +84,7 @@ def prepare_qat(
     return model
 
 
-def _swap_leaves(model: nn.Module, mapping: dict[Any, Any]) -> list[QuantEffect]:
+def _swap_leaves(model: nn.Module, mapping: dict[Any, Any], hybrid: bool) -> list[QuantEffect]:
     done: dict[int, tuple[nn.Module, nn.Module]] = {}
     effects = []
     for parent, attribute, module, path in list(leaves(model)):
@@ -87,5 +95,15 @@ def _swap_leaves(model: nn.Module, mapping: dict[Any, Any]) -> list[QuantEffect]
             new.__dict__["qconfig"] = qconfig
             done[id(module)] = (new, module)
             effects.append(effect_of(path, new, qconfig))
+            if new is module and _needs_boundary(new, qconfig, hybrid):
+                add_boundary(new, qconfig)
         parent._modules[attribute] = done[id(module)][0]
     return effects
+
+
+def _needs_boundary(module: nn.Module, qconfig: QConfig | None, hybrid: bool) -> bool:
+    """Whether a float module may get quantized values that its forward cannot compute with."""
+    family = getattr(spec_of_module(module), "family", None)
+    if qconfig is None:
+        return hybrid and family is not Family.STUB and not isinstance(module, FakeQuantize)
+    return family is None and is_leaf(module) and not isinstance(module, (QuantOp, Identity))
