@@ -15,7 +15,8 @@ from profiler.quant.fake_quant import FakeQuantize
 from profiler.quant.modules import is_leaf, type_name
 from profiler.quant.naming import op_name
 from profiler.quant.observers import ObserverBase
-from profiler.quant.ops.gemm import FakeQuantGemm, Gemm, IntegerGemm, fold_batch_norm
+from profiler.quant.ops.fold import fold_batch_norm
+from profiler.quant.ops.gemm import FakeQuantGemm, Gemm, IntegerGemm
 from profiler.quant.ops.registry import Family
 from profiler.records import (
     CalledCount,
@@ -241,7 +242,7 @@ def _parameter_records(index: int, label: str, facts: OpFacts) -> Iterator[Tenso
 def _real_weight(module: nn.Module | None) -> tuple[Tensor, Tensor]:
     """Weight in real values as the stage computes with it, and its scale."""
     if isinstance(module, IntegerGemm):
-        return dequantize(module.weight, module.weight_scale, 0), module.weight_scale
+        return module.from_rows(dequantize(module.rows(module.weight), module.weight_scale, 0)), module.weight_scale
     assert isinstance(module, FakeQuantGemm)
     weight = module.weight_and_bias()[0].detach()
     was_on = module.weight_fake_quant.is_fake_quant_on
@@ -258,7 +259,8 @@ def _reference_weight(modules: dict[str, nn.Module], name: str, test: Gemm) -> T
     if not isinstance(weight, Tensor) or isinstance(group[0], _NORMS):
         return None
     norm = next((m for m in group[1:] if isinstance(m, _NORMS)), None)
-    return weight.detach() if norm is None else fold_batch_norm(weight, None, norm)[0]
+    rows = test.rows(weight.detach())
+    return test.from_rows(rows if norm is None else fold_batch_norm(rows, None, norm)[0].detach())
 
 
 def _is_inside_op(stage: Stage, name: str) -> bool:

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from profiler.quant.affine import along_axis, scale_from_absmax
 from profiler.quant.modules import quantized_output
-from profiler.quant.ops.gemm import FakeQuantGemm, Gemm, IntegerGemm, batch_norm_affine, make_fake_quant
+from profiler.quant.ops.fold import batch_norm_affine
+from profiler.quant.ops.gemm import FakeQuantGemm, Gemm, IntegerGemm, make_fake_quant
 from profiler.quant.ops.registry import Family, OpSpec, register
 from profiler.quant.qconfig import QConfig
 from profiler.quant.qtensor import to_plain
@@ -92,16 +93,33 @@ class FakeQuantBatchNorm1d(FakeQuantBatchNorm, nn.BatchNorm1d):
         return nn.BatchNorm1d.forward(self, x)
 
 
+class FakeQuantBatchNorm3d(FakeQuantBatchNorm, nn.BatchNorm3d):
+    """BatchNorm3d form."""
+
+    base_name = "BatchNorm3d"
+
+    def batch_norm(self, x: Tensor) -> Tensor:
+        """Train-mode batch norm."""
+        return nn.BatchNorm3d.forward(self, x)
+
+
+_FORMS: dict[type[nn.Module], type[FakeQuantBatchNorm]] = {
+    nn.BatchNorm1d: FakeQuantBatchNorm1d,
+    nn.BatchNorm2d: FakeQuantBatchNorm2d,
+    nn.BatchNorm3d: FakeQuantBatchNorm3d,
+}
+
+
 def _batch_norm(module: nn.Module, qconfig: QConfig) -> nn.Module:
-    cls: type[FakeQuantBatchNorm] = FakeQuantBatchNorm1d if isinstance(module, nn.BatchNorm1d) else FakeQuantBatchNorm2d
     if getattr(module, "running_mean", None) is None:
         return module
-    new = make_fake_quant(cls, module, qconfig)
+    form = next(form for cls, form in _FORMS.items() if isinstance(module, cls))
+    new = make_fake_quant(form, module, qconfig)
     new.follow_gain()
     return new
 
 
 BATCH_NORM = register(
-    OpSpec("batch_norm", Family.GEMM, modules=(nn.BatchNorm2d, nn.BatchNorm1d), fake_quant=_batch_norm,
+    OpSpec("batch_norm", Family.GEMM, modules=tuple(_FORMS), fake_quant=_batch_norm,
            note="where it cannot be fused: int8 gain and int32 shift per channel")
 )  # fmt: skip

@@ -11,7 +11,7 @@ from profiler.quant.ops.registry import Family, OpSpec, register
 from profiler.quant.qconfig import QConfig
 
 
-class _Conv(Gemm):
+class Conv(Gemm):
     """The convolution of every form; `_conv_forward` also pads for the non-zero padding modes."""
 
     num_spatial = 2
@@ -27,38 +27,38 @@ class _Conv(Gemm):
         return y.dim() - self.num_spatial - 1
 
 
-class FusedConv2d(_Conv, FusedGemm, nn.Conv2d):
+class FusedConv2d(Conv, FusedGemm, nn.Conv2d):
     """Conv2d with folded batch norm, add and activation."""
 
     base_name = "Conv2d"
 
 
-class IntegerConv2d(_Conv, IntegerGemm, nn.Conv2d):
+class IntegerConv2d(Conv, IntegerGemm, nn.Conv2d):
     """Conv2d on int8 codes."""
 
     base_name = "Conv2d"
 
 
-class FakeQuantConv2d(_Conv, FakeQuantGemm, nn.Conv2d):
+class FakeQuantConv2d(Conv, FakeQuantGemm, nn.Conv2d):
     """Conv2d with fake-quantized weight and output."""
 
     base_name = "Conv2d"
     integer_class = IntegerConv2d
 
 
-class FusedConv1d(_Conv, FusedGemm, nn.Conv1d):
+class FusedConv1d(Conv, FusedGemm, nn.Conv1d):
     """Conv1d with folded batch norm, add and activation."""
 
     base_name, num_spatial = "Conv1d", 1
 
 
-class IntegerConv1d(_Conv, IntegerGemm, nn.Conv1d):
+class IntegerConv1d(Conv, IntegerGemm, nn.Conv1d):
     """Conv1d on int8 codes."""
 
     base_name, num_spatial = "Conv1d", 1
 
 
-class FakeQuantConv1d(_Conv, FakeQuantGemm, nn.Conv1d):
+class FakeQuantConv1d(Conv, FakeQuantGemm, nn.Conv1d):
     """Conv1d with fake-quantized weight and output."""
 
     base_name, num_spatial = "Conv1d", 1

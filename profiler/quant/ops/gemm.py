@@ -15,6 +15,8 @@ from profiler.errors import PrepareError
 from profiler.quant.affine import QInfo, along_axis, qinfo, quantize, round_half_even
 from profiler.quant.fake_quant import FakeQuantize
 from profiler.quant.modules import QuantOp, adopt, make_activation, place_like, quantized_output, require_codes
+from profiler.quant.ops.fold import batch_norm_affine, fold_batch_norm
+from profiler.quant.qat_mode import QATMode, get_qat_mode
 from profiler.quant.qconfig import QConfig
 from profiler.quant.qtensor import QTensor, to_plain
 from profiler.quant.requantize import carrier_dtype, requantize
@@ -66,6 +68,23 @@ class Gemm(QuantOp):
         """Axis of the output channels in an output tensor."""
         raise NotImplementedError
 
+    def rows(self, weight: Tensor) -> Tensor:
+        """The weight with its output channels first, `[C, ...]`."""
+        return weight
+
+    def from_rows(self, rows: Tensor) -> Tensor:
+        """The inverse of `rows`."""
+        return rows
+
+    def weight_axis(self) -> int:
+        """Axis of the output channels in the weight; -1 where they have no axis of their own."""
+        return 0
+
+    @property
+    def live_norm(self) -> Any:
+        """The batch norm that QATMode.WithBN keeps as child `bn` until convert, or None."""
+        return self._modules.get("bn")
+
     def add(self, x: Tensor, y: Tensor) -> Tensor:
         """Fused op at the place of a FloatFunctional: `x` is the weighted op's input, `y` the other operand."""
         result: Tensor = self(x, y)
@@ -80,7 +99,8 @@ class FusedGemm(Gemm):
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         """Float result of the whole group."""
-        return self.epilogue.apply(self.gemm(x, self.weight, self.bias), other)
+        y = self.gemm(x, self.weight, self.bias)
+        return self.epilogue.apply(y if self.live_norm is None else self.live_norm(y), other)
 
 
 class FakeQuantGemm(Gemm):
@@ -91,14 +111,30 @@ class FakeQuantGemm(Gemm):
     integer_class: type[IntegerGemm]
 
     def weight_and_bias(self) -> tuple[Tensor, Tensor | None]:
-        """Float weight and bias of the product."""
-        return self.weight, self.bias
+        """Float weight and bias of the product; a live batch norm is folded in."""
+        if self.live_norm is None:
+            return self.weight, self.bias
+        rows, bias = fold_batch_norm(self.rows(self.weight), self.bias, self.live_norm)
+        return self.from_rows(rows), bias
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         """Fake-quantized result as a QTensor; a plain tensor where the output has high precision."""
         weight, bias = self.weight_and_bias()
-        y = self.gemm(to_plain(x), self.weight_fake_quant.quantize_weight(weight), bias)
+        weight = self.weight_fake_quant.quantize_weight(weight)
+        if self.live_norm is not None and self.live_norm.training:
+            y = self._normalised(to_plain(x), weight)
+        else:
+            y = self.gemm(to_plain(x), weight, bias)
         return quantized_output(self.epilogue.apply(y, to_plain(other)), self.activation_post_process)
+
+    def _normalised(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Product with a folded, fake-quantized weight, scaled back for the live batch norm in training mode."""
+        y = self.gemm(x, weight, None)
+        axis = self.out_axis(y)
+        gain = batch_norm_affine(self.live_norm)[0].to(y.dtype)
+        y = y / along_axis(torch.where(gain == 0, 1.0, gain), y.dim(), axis)
+        normalised: Tensor = self.live_norm(y if self.bias is None else y + along_axis(self.bias, y.dim(), axis))
+        return normalised
 
     def to_integer(self) -> IntegerGemm:
         """The integer form."""
@@ -107,14 +143,14 @@ class FakeQuantGemm(Gemm):
         if not weight_fake_quant.is_calibrated:
             weight_fake_quant.calibrate_on(weight)
         module = adopt(self.integer_class, self)
-        for name in ("weight_fake_quant", "activation_post_process"):
+        for name in ("weight_fake_quant", "activation_post_process", "bn"):
             module._modules.pop(name, None)
         module._parameters.clear()
         module._buffers.clear()
         codes = quantize(weight.detach(), weight_fake_quant.scale, weight_fake_quant.info, weight_fake_quant.ch_axis)
         scale = weight_fake_quant.scale.detach().clone()
         dtype = weight_fake_quant.dtype
-        module.take(codes, scale.expand(codes.shape[0]), dtype, bias, self.activation_post_process)
+        module.take(codes, scale.expand(self.rows(codes).shape[0]), dtype, bias, self.activation_post_process)
         return module
 
 
@@ -127,11 +163,12 @@ def make_fake_quant(cls: type[_FQ], module: nn.Module, qconfig: QConfig) -> _FQ:
     if qconfig.weight is None:
         raise PrepareError(f"{cls.base_name}: the qconfig has no weight fake quant; give one, or set qconfig = None")
     new = adopt(cls, module)
-    new.weight_fake_quant = place_like(qconfig.weight(), module)
-    if new.weight_fake_quant.ch_axis > 0:
+    axis = new.weight_axis()
+    new.weight_fake_quant = place_like(_make_weight(qconfig.weight, axis), module)
+    if new.weight_fake_quant.ch_axis not in (-1, axis):
         raise PrepareError(
-            f"{cls.base_name}: the weight's ch_axis is {new.weight_fake_quant.ch_axis}; expected 0 (output channels) "
-            "or -1 (one scale), since only these can be requantized: change weight_qkwargs"
+            f"{cls.base_name}: the weight's ch_axis is {new.weight_fake_quant.ch_axis}; expected {axis} (output "
+            "channels) or -1 (one scale), since only these can be requantized: change weight_qkwargs"
         )
     new.activation_post_process = make_activation(qconfig, module)
     return new
@@ -152,6 +189,19 @@ def not_traced(function: Callable[_P, _R]) -> Callable[_P, _R]:
             torch._C._set_tracing_state(state)  # type: ignore[attr-defined]
 
     return run
+
+
+def _make_weight(factory: Any, axis: int) -> FakeQuantize:
+    """The weight's fake quant along the output channels: qconfigs say axis 0, a transposed convolution has them on 1.
+
+    Where the output channels have no axis of their own (-1) the weight gets one scale.
+    """
+    made: FakeQuantize = factory()
+    if made.ch_axis != 0 or axis == 0 or not hasattr(factory, "with_args"):
+        return made
+    scheme = {"qscheme": torch.per_tensor_symmetric} if axis < 0 else {}
+    moved: FakeQuantize = factory.with_args(ch_axis=axis, **scheme)()
+    return moved
 
 
 @dataclass(frozen=True)
@@ -247,7 +297,8 @@ class IntegerGemm(Gemm):
         weight, weight_scale = self._weight_that_fits_bias(x.scale)
         acc_scale = x.scale * weight_scale
         bias_q = None if self.bias is None else round_half_even(self.bias.double() / acc_scale.double())
-        flat = weight.double().abs().reshape(weight.shape[0], -1).sum(1) * -x.info.quant_min
+        rows = self.rows(weight.double().abs())
+        flat = rows.reshape(rows.shape[0], -1).sum(1) * -x.info.quant_min
         bound = flat if bias_q is None else flat + bias_q.abs()
         multiplier = None
         if other is not None:
@@ -270,8 +321,8 @@ class IntegerGemm(Gemm):
         if bool((least <= self.weight_scale).all()):
             return self.weight, self.weight_scale
         coarser = torch.maximum(self.weight_scale, least)
-        real = self.weight.double() * along_axis(self.weight_scale.double(), self.weight.dim(), 0)
-        return quantize(real, coarser.double(), qinfo(self.weight_dtype), 0), coarser
+        real = self.rows(self.weight).double() * along_axis(self.weight_scale.double(), self.weight.dim(), 0)
+        return self.from_rows(quantize(real, coarser.double(), qinfo(self.weight_dtype), 0)), coarser
 
     def _load_from_state_dict(self, *args: Any) -> None:
         """Load, and forget the plans that were made from the former weights."""
@@ -282,39 +333,6 @@ class IntegerGemm(Gemm):
 def _in_accumulator_steps(other: Any, multiplier: Tensor) -> Tensor:
     """The other operand of a fused add in steps of the accumulator: product in float32, rounded once."""
     return round_half_even(to_plain(other).to(torch.float32) * multiplier)
-
-
-def fold_batch_norm(weight: Tensor, bias: Tensor | None, norm: Any) -> tuple[Tensor, Tensor]:
-    """Weight and bias of conv (or linear) followed by a batch norm with running statistics.
-
-    Args:
-        weight: `[C, ...]` float.
-        bias: `[C]` float or None.
-        norm: BatchNorm with running_mean, running_var, eps and optional weight and bias, all `[C]`.
-
-    Returns:
-        Folded weight and bias in the dtype of `weight`; computed in float64.
-
-    Raises:
-        PrepareError: the norm keeps no running statistics.
-    """
-    if norm.running_mean is None or norm.running_var is None:
-        raise PrepareError("BatchNorm with track_running_stats=False cannot be folded; leave it unfused")
-    gain, shift = batch_norm_affine(norm)
-    old_bias = torch.zeros_like(shift) if bias is None else bias.detach().double()
-    new_weight = weight.detach().double() * along_axis(gain, weight.dim(), 0)
-    return new_weight.to(weight.dtype), (old_bias * gain + shift).to(weight.dtype)
-
-
-def batch_norm_affine(norm: Any) -> tuple[Tensor, Tensor]:
-    """Gain and shift `[C]` in float64 of a batch norm with running statistics: y = gain * x + shift."""
-    gain = torch.rsqrt(norm.running_var.double() + norm.eps)
-    if norm.weight is not None:
-        gain = gain * norm.weight.double()
-    shift = -norm.running_mean.double() * gain
-    if norm.bias is not None:
-        shift = shift + norm.bias.double()
-    return gain, shift
 
 
 def fuse_gemm(
@@ -330,10 +348,24 @@ def fuse_gemm(
         names: op names of the group, in order.
     """
     fused = adopt(cls, module)
-    if norm is not None:
-        weight, bias = fold_batch_norm(module.weight, module.bias, norm)
-        fused.weight = nn.Parameter(weight, requires_grad=module.weight.requires_grad)
-        fused.bias = nn.Parameter(bias, requires_grad=module.weight.requires_grad)
+    former = fused._modules.pop("bn", None)
+    if former is not None and norm is None:
+        fused.bn = former
+    elif former is not None:
+        _fold_into(fused, former)
+    if norm is not None and get_qat_mode() is QATMode.WithBN:
+        fused.bn = norm
+    elif norm is not None:
+        _fold_into(fused, norm)
     fused.epilogue = replace(epilogue, has_add=epilogue.has_add or fused.epilogue.has_add)
     fused.fused_names = names
     return fused
+
+
+@torch.no_grad()
+def _fold_into(fused: FusedGemm, norm: Any) -> None:
+    """Replace the weight and bias of a fused module by those with a batch norm folded in."""
+    requires_grad = fused.weight.requires_grad
+    rows, bias = fold_batch_norm(fused.rows(fused.weight), fused.bias, norm)
+    fused.weight = nn.Parameter(fused.from_rows(rows).contiguous(), requires_grad=requires_grad)
+    fused.bias = nn.Parameter(bias, requires_grad=requires_grad)
