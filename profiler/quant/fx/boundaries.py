@@ -7,10 +7,11 @@ from enum import Enum
 
 from torch import fx, nn
 
+from profiler.quant.fx.qconfigs import HYBRID_ATTRIBUTE
 from profiler.quant.modules import class_name
 from profiler.quant.naming import op_name
 from profiler.quant.ops.functional import spec_of_op
-from profiler.quant.ops.registry import Family, OpSpec
+from profiler.quant.ops.registry import Family, OpSpec, refusal_of
 from profiler.quant.qconfig import QConfig, high_precision_output
 from profiler.quant.stubs import DeQuantStub, QuantStub
 from profiler.quant.swap import QuantEffect
@@ -78,7 +79,9 @@ class BoundaryPlanner:
         spec = spec_of_node(self.root, node)
         module = self.root.get_submodule(str(node.target))
         qconfig = _qconfig(module)
-        inputs = [n for n in node.all_input_nodes if n in self.values]
+        plain = _plain_arguments(node, spec)
+        self._dequantize(plain, node)
+        inputs = [n for n in node.all_input_nodes if n in self.values and n not in plain]
         kinds = {self.values[n] for n in inputs}
         if spec is not None and spec.family is Family.STUB:
             return self._visit_stub(node, module, qconfig)
@@ -139,11 +142,15 @@ class BoundaryPlanner:
         return self._stubs[source]
 
     def _dequantize_inputs(self, node: fx.Node) -> None:
-        for source in node.all_input_nodes:
+        self._dequantize(node.all_input_nodes, node)
+
+    def _dequantize(self, sources: list[fx.Node], node: fx.Node) -> None:
+        for source in sources:
             if self.values.get(source) is not Value.QUANTIZED:
                 continue
             if source not in self._dequants:
-                name = self._free_name(f"{source.name}_dequant")
+                reader = f"{node.name}_input" if node.op == "call_module" else source.name
+                name = self._free_name(f"{reader}_dequant")
                 self._replace(name, DeQuantStub())
                 with self.graph.inserting_after(source):
                     self._dequants[source] = self.graph.call_module(name, (source,))
@@ -197,13 +204,26 @@ def _qconfig(module: nn.Module) -> QConfig | None:
     return value if isinstance(value, QConfig) else None
 
 
+def _plain_arguments(node: fx.Node, spec: OpSpec | None) -> list[fx.Node]:
+    """Nodes in arguments that the operator takes as they are."""
+    found = []
+    for position, name in spec.plain_arguments if spec is not None else ():
+        given = node.args[position] if len(node.args) > position else node.kwargs.get(name)
+        found += [given] if isinstance(given, fx.Node) else []
+    return found
+
+
 def _is_float(node: fx.Node) -> bool:
     return bool(node.meta.get("kind", "float") == "float")
 
 
 def _float_reason(module: nn.Module, spec: OpSpec | None, qconfig: QConfig | None) -> str:
+    if module.__dict__.get(HYBRID_ATTRIBUTE):
+        return "hybrid_dict: runs in float between automatic stubs"
     if qconfig is None:
         return "qconfig is None"
+    if spec is None and refusal_of(module):
+        return refusal_of(module)
     if spec is None:
         return f"no quantized form of {class_name(module)}: runs in float between automatic stubs"
     if spec.family is Family.FUNCTION:

@@ -12,7 +12,7 @@ from profiler.errors import ConfigError
 from profiler.quant.fx.boundaries import BoundaryPlanner, Plan, use_high_precision_outputs
 from profiler.quant.fx.functions import functions_to_modules
 from profiler.quant.fx.fuse import FuseMode, fuse_graph
-from profiler.quant.fx.qconfigs import apply_qconfig_dict
+from profiler.quant.fx.qconfigs import apply_hybrid_dict, apply_qconfig_dict
 from profiler.quant.fx.trace import Traced, record_kinds, trace
 from profiler.quant.loading import match_bounds_after_load
 from profiler.quant.march import require_march
@@ -78,7 +78,8 @@ def prepare_qat_fx(
         prepare_custom_config_dict: may hold `preserved_attributes`, names of attributes to keep.
         optimize_graph: accepted; no march in the table needs it yet.
         hybrid: accepted; automatic stubs are always there.
-        hybrid_dict: `{"module_type": [T], "module_name": [n]}` stay in float.
+        hybrid_dict: `{"module_type": [T], "module_name": [n]}`: these ops run in float, between `x_input_dequant` and
+            `x_activation_post_process`; a name that matches nothing is named in the effects.
         example_inputs: positional inputs of one forward; lets the planner tell float from integer tensors, and fixes
             arguments that hold no tensor (None, flags) at these values.
         high_precision_outputs: outputs of weighted ops that only feed DeQuantStubs stay unquantized.
@@ -95,14 +96,14 @@ def prepare_qat_fx(
     if example_inputs is not None:
         _record_kinds_in_eval(model, traced.graph, tuple(example_inputs))
     functions_to_modules(model, traced.graph)
-    no_effect = apply_qconfig_dict(model, qconfig_dict)
-    _apply_hybrid(model, hybrid_dict)
+    entries = apply_qconfig_dict(model, qconfig_dict)
+    entries += apply_hybrid_dict(model, hybrid_dict)
     fuse_graph(model, traced.graph)
     plan = BoundaryPlanner(model, traced.graph, auto_stubs=auto_stubs).run()
     if high_precision_outputs:
         use_high_precision_outputs(model, traced.graph, plan)
     planned = [effect for effect in plan.effects if effect.op not in traced.untraceable]
-    effects = [*_swap(model, traced.graph, plan), *planned, *no_effect, *_leaf_effects(traced)]
+    effects = [*_swap(model, traced.graph, plan), *planned, *entries, *_leaf_effects(traced)]
     prepared = _graph_module(model, traced)
     for name in (prepare_custom_config_dict or {}).get("preserved_attributes", ()):
         setattr(prepared, name, getattr(model, name))
@@ -147,15 +148,6 @@ def _swap(model: nn.Module, graph: fx.Graph, plan: Plan) -> list[QuantEffect]:
 
 def _leaf_effects(traced: Traced) -> list[QuantEffect]:
     return [QuantEffect(op_name(n), "", "torch.float32", reason) for n, reason in traced.untraceable.items()]
-
-
-def _apply_hybrid(model: nn.Module, hybrid_dict: dict[str, Any] | None) -> None:
-    given = hybrid_dict or {}
-    types, names = tuple(given.get("module_type", ())), set(given.get("module_name", ()))
-    for path, module in model.named_modules():
-        if path in names or op_name(path) in names or isinstance(module, types):
-            for child in module.modules():
-                child.__dict__["qconfig"] = None
 
 
 def _record_kinds_in_eval(model: nn.Module, graph: fx.Graph, args: tuple[Any, ...]) -> None:

@@ -96,3 +96,47 @@ def test_qconfig_dict_misspelt_name_is_named_with_the_nearest() -> None:
 def test_qconfig_dict_bad_value_is_named(given: Any, text: str) -> None:
     with pytest.raises(ConfigError, match=text):
         prepare_qat_fx(make(Residual), given)
+
+
+def test_r102_misspelt_name_is_qc5_and_a_matching_entry_lists_its_ops() -> None:
+    given = {"": INT8, "module_name": {"stem.convolutoin": INT16, "stem": INT16}, "module_type": [(nn.GRU, INT16)]}
+    effects = {e.op: e for e in prepare_qat_fx(make(Residual), given).quant_effects}
+    assert effects["stem.convolutoin"].actual == "no effect"
+    assert "nearest names are stem.convolution" in effects["stem.convolutoin"].reason
+    assert effects["GRU"].actual == "no effect"
+    listed = effects["module_name stem"]
+    assert (listed.requested, listed.actual) == ("qint16", "applied")
+    assert "stem.convolution" in listed.reason
+
+
+def test_qconfig_dict_entry_below_others_is_said_to_change_nothing() -> None:
+    model = make(Residual)
+    model.head.qconfig = INT8
+    effects = prepare_qat_fx(model, {"": INT8, "module_name": {"head": INT16}}).quant_effects
+    (effect,) = [e for e in effects if e.actual == "no effect"]
+    assert effect.op == "head"
+    assert "changed nothing: a qconfig attribute" in effect.reason
+
+
+def test_hybrid_dict_unknown_name_and_key_are_said() -> None:
+    prepared = prepare_qat_fx(make(Residual), {"": INT8}, hybrid_dict={"module_name": ["stem.convolutoin"]})
+    assert any(e.op == "stem.convolutoin" and e.actual == "no effect" for e in prepared.quant_effects)
+    with pytest.raises(ConfigError, match="hybrid_dict has unknown keys"):
+        prepare_qat_fx(make(Residual), {"": INT8}, hybrid_dict={"names": []})
+
+
+def test_r25_hybrid_op_stays_float_between_named_stubs() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.post, self.last = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 2, 1)
+
+        def forward(self, x: Any) -> Any:
+            return self.last(self.post(self.first(x)))
+
+    prepared = prepare_qat_fx(Net().eval(), {"": INT8}, hybrid=True, hybrid_dict={"module_name": ["post"]})
+    assert type(prepared.post) is nn.Conv2d
+    names = dict(prepared.named_children())
+    assert {"post_input_dequant", "post_activation_post_process"} <= names.keys()
+    (effect,) = [e for e in prepared.quant_effects if e.op == "post"]
+    assert (effect.actual, effect.reason) == ("torch.float32", "hybrid_dict: runs in float between automatic stubs")

@@ -120,13 +120,13 @@ def test_quantized_chunks_reach_the_next_conv_quantized() -> None:
 
 
 def test_float_ops_inside_the_region_are_named_in_the_effects() -> None:
-    model = nn.Sequential(nn.Conv2d(2, 4, 1), nn.GroupNorm(2, 4), nn.SiLU(), nn.Conv2d(4, 2, 1)).eval()
+    model = nn.Sequential(nn.Conv2d(2, 4, 1), nn.LocalResponseNorm(2), nn.LPPool2d(2, 1), nn.Conv2d(4, 2, 1)).eval()
     prepared = prepare_qat_fx(
         model, {"": default_calib_8bit_fake_quant_qconfig}, example_inputs=(torch.randn(2, 2, 3, 3),)
     )
     reasons = {e.op: e.reason for e in prepared.quant_effects if e.actual == "torch.float32" and e.reason}
     assert set(reasons) == {"1", "2"}
-    assert "no quantized form of SiLU" in reasons["2"]
+    assert "no quantized form of LPPool2d" in reasons["2"]
 
 
 def test_high_precision_output_shared_op_keeps_its_quantized_output_for_its_other_calls() -> None:
