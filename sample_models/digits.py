@@ -40,6 +40,13 @@ def _pixels(rows: torch.Tensor) -> torch.Tensor:
     return torch.round(large * (255.0 / _LARGEST_VALUE))
 
 
+def small_images(is_train: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """The images as scikit-learn gives them, `[N, 8, 8]` as share of ink (0..1), and labels `[N]`, of one part."""
+    rows = split_indices()[0 if is_train else 1]
+    images, labels = _arrays()
+    return images[rows] / _LARGEST_VALUE, labels[rows]
+
+
 def train_set() -> tuple[torch.Tensor, torch.Tensor]:
     """Training part: pixels `[1400, 1, 32, 32]` (float32 holding whole numbers 0..255) and labels `[1400]`."""
     rows = split_indices()[0]

@@ -68,12 +68,12 @@ class MobileNetV2(nn.Module):
 
     Args:
         widen_factor: multiplies every channel count.
-        out_indices: stages to give; the last stage is the 1x1 convolution `conv2`.
+        out_indices: stages to give; the last stage is the 1x1 convolution `conv2`, where there is one.
     """
 
     # expand ratio, channels, blocks, stride: the paper's table, cut in depth for 32x32 images
-    arch_settings = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 2, 2), (6, 64, 2, 1))
-    stem_channels, last_channels = 32, 256
+    arch_settings: tuple[tuple[int, int, int, int], ...] = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 2, 2), (6, 64, 2, 1))
+    stem_channels, last_channels = 32, 256  # no last convolution: 0
 
     def __init__(self, widen_factor: float = 1.0, out_indices: tuple[int, ...] = (4,)) -> None:
         super().__init__()
@@ -91,7 +91,8 @@ class MobileNetV2(nn.Module):
             self._add_stage(f"layer{number}", nn.Sequential(*blocks))
             channels = cout
         self.out_channels = make_divisible(self.last_channels * widen_factor)
-        self._add_stage("conv2", ConvModule(channels, self.out_channels, 1))
+        if self.last_channels:
+            self._add_stage("conv2", ConvModule(channels, self.out_channels, 1))
 
     def _add_stage(self, name: str, stage: nn.Module) -> None:
         self.add_module(name, stage)
