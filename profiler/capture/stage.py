@@ -163,8 +163,9 @@ def spec_of_call(module: nn.Module | None, op_name: str, method: str) -> OpSpec 
     if module is None:
         return spec_of_function(op_name.rpartition(".")[2].rpartition("_")[0])
     spec = spec_of_op(module, method)
-    # fake-quant and integer forms extend the float class that they stand for
-    return spec or next((s for cls in type(module).__mro__ if (s := spec_of_class(cls)) is not None), None)
+    # fake-quant and integer forms extend the float class that they stand for, or name it
+    cls = getattr(module, "stands_for", type(module))
+    return spec or next((s for cls in cls.__mro__ if (s := spec_of_class(cls)) is not None), None)
 
 
 def tensor_facts(tensor: Tensor) -> TensorFacts:

@@ -22,7 +22,7 @@ from profiler.quant.ops.functional import (
     make_fake_quant_function,
     make_fake_quant_functional,
 )
-from profiler.quant.ops.registry import Family, spec_of_function, spec_of_module
+from profiler.quant.ops.registry import Family, refusal_of, spec_of_function, spec_of_module
 from profiler.quant.qconfig import QConfig
 from profiler.quant.states import JOURNAL_ATTRIBUTE, named_fake_quants
 

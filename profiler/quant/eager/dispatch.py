@@ -13,13 +13,12 @@ from profiler.errors import UnsupportedOpError
 from profiler.quant.calls import CallTracker, FunctionCall
 from profiler.quant.eager.boundaries import FLOAT_RESULTS, float_function, has_boundary, has_float_result
 from profiler.quant.eager.running import FQN_ATTRIBUTE, RUNNING, fqn_of, running_module
-from profiler.quant.fake_quant import FakeQuantize
 from profiler.quant.naming import generated_name, join, op_name, parse_generated
 from profiler.quant.ops.functional import make_fake_quant_function, overwrite
 from profiler.quant.ops.registry import Family, spec_of_function
 from profiler.quant.qconfig import QConfig
 from profiler.quant.qtensor import QTensor, first_qtensor, has_handler, name_modules_with, to_float, user_line
-from profiler.quant.states import join_state
+from profiler.quant.states import join_state, named_fake_quants
 from profiler.quant.swap import EFFECTS_ATTRIBUTE, QuantEffect, effect_of
 
 name_modules_with(running_module)
@@ -80,9 +79,8 @@ class EagerDispatch(CallTracker):
         module = generate(parent, call.name, name, qconfig, is_float=bool(float_reason))
         # for those who follow the model: its input is written after the call
         module.__dict__["overwrites_input"] = _is_in_place(call)
-        for fake_quant in module.modules():
-            if isinstance(fake_quant, FakeQuantize):
-                join_state(fake_quant, root, join(path, "activation_post_process"), module)
+        for inner, fake_quant in named_fake_quants(module):
+            join_state(fake_quant, root, join(path, inner), module)
         effect = effect_of(path, module, qconfig)
         if float_reason:
             effect = QuantEffect(op_name(path), effect.requested, "torch.float32", float_reason)

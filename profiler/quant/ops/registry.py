@@ -41,8 +41,16 @@ class OpSpec:
             `to_integer()`.
         function_form: `(module to be placed like, function, bound, label, qconfig) -> fake-quant module` of a function
             that has quantizers inside (COMPOSITE); the result has `to_integer()`.
+        keeps_scale: `(args, kwargs) -> bool`: which calls keep the scale of their operand instead of having an own one;
+            args hold tensors, or the nodes of a graph, and `float_fn` takes quantized values in such calls (FUNCTION).
+        high_precision_fn: as `integer_fn` without `out`, where the output stays unquantized: real values from exact
+            integers; `float_fn` on real values where it is None (FUNCTION).
         fused: class of the fused float form, which can take a batch norm, an add and an activation (GEMM).
         norms: batch norm classes that can be folded into it (GEMM).
+        saturates: Inf and NaN of `float_fn` go to the end of the output range and to 0, and are not observed (FUNCTION).
+        plain_arguments: (position, name) of tensor arguments that are never quantized, such as masks (COMPOSITE) and the
+            parameters of a norm (FUNCTION).
+        refusal: `(float module) -> reason` why this one stays in float, or "".
         note: one line for the documentation.
     """
 
@@ -55,8 +63,13 @@ class OpSpec:
     bind: Callable[[Any], dict[str, Any]] | None = None
     fake_quant: Callable[[Any, QConfig], nn.Module] | None = None
     function_form: Callable[[nn.Module, str, dict[str, Any], str, QConfig], nn.Module] | None = None
+    keeps_scale: Callable[[Any, dict[str, Any]], bool] | None = None
+    high_precision_fn: Callable[..., Any] | None = None
     fused: type[nn.Module] | None = None
     norms: tuple[type[nn.Module], ...] = ()
+    saturates: bool = False
+    plain_arguments: tuple[tuple[int, str], ...] = ()
+    refusal: Callable[[Any], str] | None = None
     note: str = ""
 
 
@@ -109,8 +122,19 @@ def spec_of_class(cls: type) -> OpSpec | None:
 def spec_of_module(module: nn.Module) -> OpSpec | None:
     """Operator of a float module, or None. Subclasses count only where they do not override `forward`.
 
-    A parametrized module (weight norm, say) computes its weight anew in each forward: it has no quantized form.
+    A parametrized module (weight norm, say) computes its weight anew in each forward: it has no quantized form. Nor
+    has one that its operator refuses.
     """
+    return None if refusal_of(module) else _spec_of_kind(module)
+
+
+def refusal_of(module: nn.Module) -> str:
+    """Why an operator's float module with these arguments stays in float all the same, or ""."""
+    spec = _spec_of_kind(module)
+    return spec.refusal(module) if spec is not None and spec.refusal is not None else ""
+
+
+def _spec_of_kind(module: nn.Module) -> OpSpec | None:
     cls = type(module)
     if is_parametrized(module):
         return None
