@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from profiler.errors import UnsupportedOpError
 from profiler.quant.fake_quant import FakeQuantize
 from profiler.quant.qconfig import QConfig
-from profiler.quant.qtensor import QTensor
+from profiler.quant.qtensor import QTensor, to_plain
 
 _M = TypeVar("_M", bound=nn.Module)
 
@@ -70,7 +71,20 @@ def quantized_output(y: Tensor, fake_quant: FakeQuantize | None) -> Tensor:
     if fake_quant is None:
         return y
     y = fake_quant(y)
-    return QTensor.wrap(y, fake_quant.tensor_scale, fake_quant.dtype, fake_quant.ch_axis)
+    return QTensor.wrap(
+        y, fake_quant.tensor_scale, fake_quant.dtype, fake_quant.ch_axis, is_rounded=fake_quant.is_fake_quant_on
+    )
+
+
+def saturated_output(y: Tensor, fake_quant: FakeQuantize | None) -> Tensor:
+    """As quantized_output, for functions with poles: +-Inf goes to the end of the range, NaN to 0, both unobserved."""
+    finite = torch.isfinite(y)
+    if fake_quant is None or bool(finite.all()):
+        return quantized_output(y, fake_quant)
+    result = quantized_output(y.masked_fill(~finite, 0.0), fake_quant)
+    ends = torch.where(y > 0, float(fake_quant.info.quant_max), float(fake_quant.info.quant_min))
+    saturated = torch.where(torch.isinf(y), ends * fake_quant.tensor_scale, to_plain(result))
+    return QTensor.wrap(saturated, fake_quant.tensor_scale, fake_quant.dtype, fake_quant.ch_axis)
 
 
 def require_codes(x: Any, where: str) -> QTensor:

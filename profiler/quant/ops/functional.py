@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from profiler.errors import NotCalibratedError, UnsupportedOpError
 from profiler.quant.affine import QInfo
 from profiler.quant.fake_quant import FakeQuantize
-from profiler.quant.modules import QuantOp, adopt, make_activation, quantized_output
+from profiler.quant.modules import QuantOp, adopt, make_activation, quantized_output, saturated_output
 from profiler.quant.ops.registry import Family, OpSpec, get_spec, spec_of_function, spec_of_module
 from profiler.quant.qconfig import QConfig
 from profiler.quant.qtensor import QTensor, first_qtensor, to_float, to_plain, user_line
@@ -50,8 +50,11 @@ def run_fake_quant(spec: OpSpec, args: Any, kwargs: dict[str, Any], fake_quant: 
     kwargs = _torch_names(kwargs)
     if fake_quant is None or first_qtensor([args, kwargs]) is None:
         return spec.float_fn(*to_plain(args), **to_plain(kwargs))
-    _require_one_kind(args, kwargs, spec.name)
-    return quantized_output(spec.float_fn(*to_plain(args), **to_plain(kwargs)), fake_quant)
+    if keeps_scale(spec, args, kwargs):
+        return spec.float_fn(*args, **kwargs)
+    _require_one_kind(spec, args, kwargs, spec.name)
+    y = spec.float_fn(*to_plain(args), **to_plain(kwargs))
+    return saturated_output(y, fake_quant) if spec.saturates else quantized_output(y, fake_quant)
 
 
 def run_integer(spec: OpSpec, args: Any, kwargs: dict[str, Any], out: OutputQuant | None, where: str) -> Any:
@@ -64,15 +67,25 @@ def run_integer(spec: OpSpec, args: Any, kwargs: dict[str, Any], out: OutputQuan
         raise UnsupportedOpError(f"operator {spec.name} has no integer form")
     kwargs = _torch_names(kwargs)
     if out is None or first_qtensor([args, kwargs]) is None:
+        has_only_codes = all(isinstance(t, QTensor) for t in tensors_in([args, kwargs]))
+        if spec.high_precision_fn is not None and has_only_codes:
+            return spec.high_precision_fn(*args, **kwargs)
         return spec.float_fn(*to_float(args), **to_float(kwargs))
+    if keeps_scale(spec, args, kwargs):
+        return spec.float_fn(*args, **kwargs)
     if out.scale.numel() == 0:
         raise NotCalibratedError(
             f"{where}: this op was converted without a scale, as the checkpoint held none, and now gets "
             f"quantized values; "
             "calibrate with data that reaches it, then convert again"
         )
-    _require_one_kind(args, kwargs, where)
+    _require_one_kind(spec, args, kwargs, where)
     return spec.integer_fn(out, *args, **kwargs)
+
+
+def keeps_scale(spec: OpSpec, args: Any, kwargs: dict[str, Any]) -> bool:
+    """Whether this call of an operator keeps its operand's scale, so that it needs none of its own."""
+    return spec.keeps_scale is not None and spec.keeps_scale(args, kwargs)
 
 
 def in_place(run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -94,6 +107,7 @@ def overwrite(target: QTensor, result: Any) -> bool:
     with torch._C.DisableTorchFunction():  # an op of ours, not of the model: nobody who follows the model sees it
         target.plain.copy_(result.plain)
     target.scale, target.qdtype, target.ch_axis = result.scale, result.qdtype, result.ch_axis
+    target.is_rounded = result.is_rounded
     return True
 
 
@@ -102,8 +116,10 @@ def _torch_names(kwargs: dict[str, Any]) -> dict[str, Any]:
     return {_NUMPY_NAMES.get(name, name): value for name, value in kwargs.items()}
 
 
-def _require_one_kind(args: Any, kwargs: dict[str, Any], where: str) -> None:
-    operands = tensors_in([args, kwargs])
+def _require_one_kind(spec: OpSpec, args: Any, kwargs: dict[str, Any], where: str) -> None:
+    plain = dict(spec.plain_arguments)
+    by_name = {name: value for name, value in kwargs.items() if name not in plain.values()}
+    operands = tensors_in([[value for i, value in enumerate(args) if i not in plain], by_name])
     has_float = any(not isinstance(t, QTensor) and t.is_floating_point() for t in operands)
     if has_float and any(isinstance(t, QTensor) for t in operands):
         raise UnsupportedOpError(
@@ -173,7 +189,7 @@ class FakeQuantFunction(FunctionOp):
         kwargs = {**self.bound, **kwargs}
         fake_quant = self.activation_post_process
         result = in_place(lambda *a: run_fake_quant(spec, a, kwargs, fake_quant), args, kwargs)
-        self.ran_in_float = self.ran_in_float or not isinstance(result, QTensor)
+        self.ran_in_float = self.ran_in_float or not isinstance(result, QTensor) or keeps_scale(spec, args, kwargs)
         return result
 
     def to_integer(self) -> IntegerFunction:
