@@ -231,7 +231,9 @@ class FloatFunctional(QuantOp):
 
     def forward(self, function: str, *args: Any, **kwargs: Any) -> Any:
         """Run one function by name; use the methods instead."""
-        return getattr(torch, function)(*args, **kwargs)
+        float_fn = _functional_spec(function).float_fn
+        assert float_fn is not None  # an operator with an own scale has one
+        return float_fn(*args, **kwargs)
 
     def add(self, x: Any, y: Any) -> Any:
         """`x + y` with broadcasting."""
@@ -240,6 +242,10 @@ class FloatFunctional(QuantOp):
     def add_scalar(self, x: Any, y: float) -> Any:
         """`x + y` for a number."""
         return self("add", x, y)
+
+    def add_relu(self, x: Any, y: Any) -> Any:
+        """`relu(x + y)` with broadcasting."""
+        return self("add_relu", x, y)
 
     def sub(self, x: Any, y: Any) -> Any:
         """`x - y` with broadcasting."""
@@ -253,13 +259,37 @@ class FloatFunctional(QuantOp):
         """`x * y` for a number."""
         return self("mul", x, y)
 
+    def div(self, x: Any, y: Any) -> Any:
+        """`x / y` with broadcasting."""
+        return self("div", x, y)
+
+    def maximum(self, x: Any, y: Any) -> Any:
+        """The larger of both, elementwise."""
+        return self("maximum", x, y)
+
+    def minimum(self, x: Any, y: Any) -> Any:
+        """The smaller of both, elementwise."""
+        return self("minimum", x, y)
+
+    def matmul(self, x: Any, y: Any) -> Any:
+        """`x @ y`."""
+        return self("matmul", x, y)
+
     def cat(self, x: Any, dim: int = 0) -> Any:
         """Join along `dim`."""
         return self("cat", x, dim=dim)
 
+    def stack(self, x: Any, dim: int = 0) -> Any:
+        """Join along a new dimension `dim`."""
+        return self("stack", x, dim=dim)
+
     def mean(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         """Mean over dims."""
         return self("mean", x, *args, **kwargs)
+
+    def sum(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        """Sum over dims."""
+        return self("sum", x, *args, **kwargs)
 
 
 class FakeQuantFloatFunctional(FloatFunctional):
@@ -270,8 +300,9 @@ class FakeQuantFloatFunctional(FloatFunctional):
 
     def forward(self, function: str, *args: Any, **kwargs: Any) -> Any:
         """Function on real values, output fake-quantized."""
-        result = run_fake_quant(_functional_spec(function), args, kwargs, self.activation_post_process)
-        self.ran_in_float = self.ran_in_float or not isinstance(result, QTensor)
+        spec = _functional_spec(function)
+        result = run_fake_quant(spec, args, kwargs, self.activation_post_process)
+        self.ran_in_float = self.ran_in_float or not isinstance(result, QTensor) or keeps_scale(spec, args, kwargs)
         return result
 
     def to_integer(self) -> IntegerFloatFunctional:
