@@ -2,7 +2,8 @@
 
 Every ConvModule is conv + bn + ReLU6 (or conv + bn), the residual add is a `FloatFunctional`, and the input is
 camera-like: whole multiples of 1/128 around 0, so `QuantStub` has the fixed scale 1/128. The weights in `weights/` are
-made by `python -m sample_models.train_mobilenet_v2`.
+made by `python -m sample_models.train_mobilenet_v2`; `python -m sample_models.mobilenet_v2 --flow eager` (or fx) prints
+the accuracy of every stage from float to the ONNX file.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import nn
 from profiler.quant import DeQuantStub, FloatFunctional, QuantStub, fuse_known_modules, fuse_modules
 from sample_models import digits
 from sample_models.conv_module import ConvModule
+from sample_models.flows import Sample, main
 from sample_models.training import load_weights
 
 if TYPE_CHECKING:
@@ -175,3 +177,23 @@ def profile(out_dir: str | Path | None = None, **kwargs: Any) -> ProfileReport:
 
     report: ProfileReport = model_profiler(load(), calibration_batches(), evaluate=evaluate, out_dir=out_dir, **kwargs)
     return report
+
+
+def flow_sample() -> Sample:
+    """What the flows need to know of the classifier."""
+    from sample_models.train_mobilenet_v2 import train_qat  # the trainer imports this module
+
+    return Sample(
+        name=NAME,
+        metric=f"accuracy in percent on {digits.NUM_TEST} held-out images",
+        load=load,
+        calibration_batches=calibration_batches,
+        evaluate=evaluate,
+        train=train_qat,
+        outputs=("head.fc",),
+        parts=("backbone",),
+    )
+
+
+if __name__ == "__main__":
+    main(flow_sample(), qat_epochs=3)

@@ -78,7 +78,7 @@ def profile(out_dir: str | Path | None = None, **kwargs: Any) -> ProfileReport:
     return report
 
 
-def _sample() -> Sample:
+def flow_sample() -> Sample:
     """What the flows need to know of the detector."""
     from sample_models.train_yolov3 import train_qat  # the trainer imports this module
 
@@ -97,4 +97,4 @@ def _sample() -> Sample:
 
 
 if __name__ == "__main__":
-    main(_sample(), qat_epochs=2)
+    main(flow_sample(), qat_epochs=2)
