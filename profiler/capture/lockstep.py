@@ -304,7 +304,7 @@ def _as_input(tensor: Tensor, reference: OpCall) -> Tensor:
     """A test input as the reference op takes it: real values, with a scale if the reference is a fake-quant op."""
     values = real_values(tensor)
     if isinstance(tensor, QTensor) and isinstance(reference.module, nn.Module) and _takes_qtensors(reference.module):
-        return QTensor.wrap(values, tensor.scale, tensor.qdtype, tensor.ch_axis)
+        return QTensor.wrap(values, tensor.scale, tensor.qdtype, tensor.ch_axis, tensor.is_rounded)
     return values
 
 

@@ -24,18 +24,20 @@ class QTensor(Tensor):
     """A quantized value.
 
     In calib and qat models it holds real values in float (on the grid of `scale` while fake quant is on); in converted
-    models it holds integer codes. `scale` is a 0-d tensor, or `[C]` along `ch_axis`; `zero_point` is 0.
+    models it holds integer codes. `scale` is a 0-d tensor, or `[C]` along `ch_axis`; `zero_point` is 0. `is_rounded`
+    says whether fake quant was on where the values were made.
     """
 
     scale: Tensor
     qdtype: str
     ch_axis: int
+    is_rounded: bool
 
     @staticmethod
-    def wrap(data: Tensor, scale: Tensor, qdtype: str, ch_axis: int = -1) -> QTensor:
+    def wrap(data: Tensor, scale: Tensor, qdtype: str, ch_axis: int = -1, is_rounded: bool = True) -> QTensor:
         """Attach a scale to float values or integer codes; shares memory with `data`."""
         wrapped = data.as_subclass(QTensor)
-        wrapped.scale, wrapped.qdtype, wrapped.ch_axis = scale, qdtype, ch_axis
+        wrapped.scale, wrapped.qdtype, wrapped.ch_axis, wrapped.is_rounded = scale, qdtype, ch_axis, is_rounded
         return wrapped
 
     @property
@@ -54,7 +56,7 @@ class QTensor(Tensor):
 
     def like(self, data: Tensor) -> QTensor:
         """The same scale on other data."""
-        return QTensor.wrap(data, self.scale, self.qdtype, self.ch_axis)
+        return QTensor.wrap(data, self.scale, self.qdtype, self.ch_axis, self.is_rounded)
 
     def q_scale(self) -> Tensor:  # type: ignore[override]
         """Scale: 0-d, or `[C]` for a per-channel tensor."""

@@ -108,6 +108,7 @@ def overwrite(target: QTensor, result: Any) -> bool:
         target.plain.copy_(result.plain)
     target.scale, target.qdtype, target.ch_axis = result.scale, result.qdtype, result.ch_axis
     target.is_rounded = result.is_rounded
+    target.is_rounded = result.is_rounded
     return True
 
 

@@ -72,7 +72,7 @@ def move(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     if not isinstance(moved, Tensor):  # x.type() without an argument asks for the name of the type
         return moved
     data = moved.to(source.plain.dtype)
-    return QTensor.wrap(data, source.scale.to(data.device), source.qdtype, source.ch_axis)
+    return QTensor.wrap(data, source.scale.to(data.device), source.qdtype, source.ch_axis, source.is_rounded)
 
 
 def _source(args: tuple[Any, ...], kwargs: dict[str, Any]) -> QTensor | None:
