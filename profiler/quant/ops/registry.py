@@ -47,9 +47,9 @@ class OpSpec:
             integers; `float_fn` on real values where it is None (FUNCTION).
         fused: class of the fused float form, which can take a batch norm, an add and an activation (GEMM).
         norms: batch norm classes that can be folded into it (GEMM).
-        saturates: Inf and NaN of `float_fn` go to the end of the output range and to 0, and are not observed (FUNCTION).
-        plain_arguments: (position, name) of tensor arguments that are never quantized, such as masks (COMPOSITE) and the
-            parameters of a norm (FUNCTION).
+        saturates: Inf and NaN of `float_fn` go to the end of the output range and to 0, unobserved (FUNCTION).
+        plain_arguments: (position, name) of tensor arguments that are never quantized: masks (COMPOSITE),
+            parameters (FUNCTION).
         refusal: `(float module) -> reason` why this one stays in float, or "".
         note: one line for the documentation.
     """
