@@ -1,105 +1,184 @@
-"""Pooling: max keeps codes; averages sum in integers and divide in the requantization."""
+"""Pooling: averages sum windows of codes exactly and divide in the requantization; max keeps codes (shape.py)."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from profiler.quant.affine import round_half_even
 from profiler.quant.ops.functional import OutputQuant
 from profiler.quant.ops.registry import Family, OpSpec, register
 from profiler.quant.qtensor import QTensor
 from profiler.quant.requantize import requantize
 
-_CARRIER = torch.float64  # sums of int16 codes over any window stay far below 2**53
+
+@dataclass(frozen=True)
+class Windows:
+    """The pooling windows along one axis.
+
+    Attributes:
+        starts: first input of each window, inside the input.
+        ends: one past the last input of each window, inside the input.
+        sizes: what each window counts as its length (padding included where torch counts it).
+    """
+
+    starts: tuple[int, ...]
+    ends: tuple[int, ...]
+    sizes: tuple[int, ...]
 
 
-def avg_pool2d_codes(
-    out: OutputQuant,
-    input: QTensor,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    ceil_mode: bool = False,
-    count_include_pad: bool = True,
-    divisor_override: int | None = None,
-) -> QTensor:
-    """Codes of an average pool: exact integer sums, divided and requantized in one rounding.
+def sliding_windows(length: int, kernel: int, stride: int, padding: int, ceil_mode: bool, counts_pad: bool) -> Windows:
+    """Windows of a plain average pool along an axis of `length`."""
+    span = length + 2 * padding - kernel
+    count = (-(-span // stride) if ceil_mode else span // stride) + 1
+    if ceil_mode and (count - 1) * stride >= length + padding:
+        count -= 1  # the last window must start inside the input or its left padding
+    firsts = [i * stride - padding for i in range(count)]
+    starts = [max(first, 0) for first in firsts]
+    ends = [min(first + kernel, length) for first in firsts]
+    counted = [min(first + kernel, length + padding) - first for first in firsts]
+    inside = [end - start for start, end in zip(starts, ends, strict=True)]
+    return Windows(tuple(starts), tuple(ends), tuple(counted if counts_pad else inside))
+
+
+def adaptive_windows(length: int, count: int) -> Windows:
+    """`count` windows that cover an axis of `length`, as torch's adaptive pools lay them out."""
+    starts = tuple(i * length // count for i in range(count))
+    ends = tuple(-(-(i + 1) * length // count) for i in range(count))
+    return Windows(starts, ends, tuple(e - s for s, e in zip(starts, ends, strict=True)))
+
+
+def window_sums(x: Tensor, windows: Sequence[Windows]) -> Tensor:
+    """Sums over the windows of the last axes, one `Windows` per axis.
 
     Args:
-        out: output scale and dtype.
-        input: codes `[N, C, H, W]` or `[C, H, W]`.
-        kernel_size: as torch.nn.functional.avg_pool2d, like all that follow.
-        stride: step of the window.
-        padding: zeros on both sides.
-        ceil_mode: round the output size up.
-        count_include_pad: whether padding counts in the divisor.
-        divisor_override: a divisor for every window.
+        x: integer codes.
+        windows: for each of the last `len(windows)` axes.
+
+    Returns:
+        int64 sums, exact: differences of running sums, which stay far below 2**63.
     """
-    window = (kernel_size, stride, padding, ceil_mode)
-    sums = F.avg_pool2d(input.plain.to(_CARRIER), *window, divisor_override=1)
-    ones = torch.ones_like(input.plain, dtype=_CARRIER)
-    mean_of_ones = F.avg_pool2d(ones, *window, count_include_pad, divisor_override)
-    share = mean_of_ones / F.avg_pool2d(ones, *window, divisor_override=1).clamp_min(1)
-    return out.wrap(requantize(sums, (share * (input.scale.double() / out.scale.double())).float(), out.info))
+    sums = x.to(torch.int64)
+    for position, window in enumerate(windows):
+        sums = _sums_along(sums, x.dim() - len(windows) + position, window)
+    return sums
 
 
-def adaptive_avg_pool2d_codes(out: OutputQuant, input: QTensor, output_size: Any) -> QTensor:
-    """Codes of an adaptive average pool; windows may differ in size.
+def _sums_along(x: Tensor, axis: int, window: Windows) -> Tensor:
+    length = x.shape[axis]
+    if window.starts == (0,) and window.ends == (length,):
+        return x.sum(axis, keepdim=True)
+    if window.starts == tuple(range(length)) and window.ends == tuple(range(1, length + 1)):
+        return x
+    zero = torch.zeros_like(x.narrow(axis, 0, 1))
+    running = torch.cat([zero, x.cumsum(axis)], axis)
+    ends = torch.tensor(window.ends, dtype=torch.int64, device=x.device)
+    starts = torch.tensor(window.starts, dtype=torch.int64, device=x.device)
+    return running.index_select(axis, ends) - running.index_select(axis, starts)
 
-    Args:
-        out: output scale and dtype.
-        input: codes `[N, C, H, W]` or `[C, H, W]`.
-        output_size: number or pair (None keeps a side).
-    """
-    means = F.adaptive_avg_pool2d(input.plain.to(_CARRIER), output_size)
-    areas = _window_areas(input.plain, means.shape[-2:])
-    sums = round_half_even(means * areas)
-    return out.wrap(requantize(sums, (input.scale.double() / out.scale.double() / areas).float(), out.info))
+
+def _averaged(out: OutputQuant, input: QTensor, windows: Sequence[Windows], divisor: int | None = None) -> QTensor:
+    """Codes of window averages: one requantization by `scale ratio / window size`."""
+    key = ("average", float(input.scale), str(input.device), tuple(windows), divisor)
+    if key not in out.cache:
+        out.cache[key] = _multiplier(input.scale.double() / out.scale.double(), windows, divisor)
+    return out.wrap(requantize(window_sums(input.plain, windows), out.cache[key], out.info))
+
+
+@torch.no_grad()
+def _multiplier(ratio: Tensor, windows: Sequence[Windows], divisor: int | None) -> Tensor:
+    if divisor is not None:
+        return (ratio / divisor).to(torch.float32)
+    areas = torch.ones((), dtype=torch.float64, device=ratio.device)
+    for window in windows:
+        areas = areas[..., None] * torch.tensor(window.sizes, dtype=torch.float64, device=ratio.device).clamp_min(1)
+    return (ratio / areas).to(torch.float32)
+
+
+def _avg_pool(num_spatial: int) -> Callable[..., QTensor]:
+    def codes(
+        out: OutputQuant,
+        input: QTensor,
+        kernel_size: Any,
+        stride: Any = None,
+        padding: Any = 0,
+        ceil_mode: bool = False,
+        count_include_pad: bool = True,
+        divisor_override: int | None = None,
+    ) -> QTensor:
+        """Codes of an average pool; arguments as torch.nn.functional.avg_pool2d takes them."""
+        kernels = _per_axis(kernel_size, num_spatial)
+        strides = kernels if stride in (None, ()) else _per_axis(stride, num_spatial)
+        geometry = zip(input.shape[-num_spatial:], kernels, strides, _per_axis(padding, num_spatial), strict=True)
+        windows = [sliding_windows(*axis, ceil_mode, count_include_pad) for axis in geometry]
+        return _averaged(out, input, windows, divisor_override)
+
+    return codes
+
+
+def _adaptive_avg_pool(num_spatial: int) -> Callable[..., QTensor]:
+    def codes(out: OutputQuant, input: QTensor, output_size: Any) -> QTensor:
+        """Codes of an adaptive average pool; windows may differ in size, None keeps an axis."""
+        lengths = input.shape[-num_spatial:]
+        sizes = _per_axis(output_size, num_spatial)
+        return _averaged(
+            out,
+            input,
+            [adaptive_windows(n, n if size is None else size) for n, size in zip(lengths, sizes, strict=True)],
+        )
+
+    return codes
+
+
+def _per_axis(value: Any, num_spatial: int) -> tuple[Any, ...]:
+    if not isinstance(value, (tuple, list)):
+        return (value,) * num_spatial
+    return tuple(value) if len(value) == num_spatial else tuple(value) * num_spatial
 
 
 def mean_codes(out: OutputQuant, input: QTensor, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> QTensor:
     """Codes of a mean over `dim` (a number, several, or None for all); `dtype` has no meaning for codes."""
     x = input.plain
     dims = tuple(range(x.dim())) if dim is None else tuple([dim] if isinstance(dim, int) else dim)
-    count = 1
-    for d in dims:
-        count *= x.shape[d]
+    count = math.prod(x.shape[d] for d in dims)
     sums = x.to(torch.int64).sum(dim=dims, keepdim=keepdim)
     return out.wrap(requantize(sums, input.scale / (out.scale * count), out.info))
-
-
-def _window_areas(x: Tensor, size: torch.Size) -> Tensor:
-    """Number of inputs behind each output of an adaptive pool, `[H_out, W_out]`."""
-    lengths = []
-    for length, outputs in zip(x.shape[-2:], size, strict=True):
-        starts = torch.arange(outputs, device=x.device) * length // outputs
-        ends = -((torch.arange(outputs, device=x.device) + 1) * -length // outputs)
-        lengths.append((ends - starts).to(_CARRIER))
-    return lengths[0][:, None] * lengths[1]
-
-
-def _bind_avg_pool2d(module: nn.AvgPool2d) -> dict[str, Any]:
-    names = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
-    return {name: getattr(module, name) for name in names}
 
 
 def _mean_float(input: Tensor, dim: Any = None, keepdim: bool = False, **kwargs: Any) -> Tensor:
     return torch.mean(input, dim, keepdim, **kwargs) if dim is not None else torch.mean(input, **kwargs)
 
 
-AVG_POOL2D = register(
-    OpSpec("avg_pool2d", Family.FUNCTION, functions=("avg_pool2d",), modules=(nn.AvgPool2d,), bind=_bind_avg_pool2d,
-           float_fn=F.avg_pool2d, integer_fn=avg_pool2d_codes, note="own output scale; all divisor rules of torch")
-)  # fmt: skip
-ADAPTIVE_AVG_POOL2D = register(
-    OpSpec("adaptive_avg_pool2d", Family.FUNCTION, functions=("adaptive_avg_pool2d",), modules=(nn.AdaptiveAvgPool2d,),
-           bind=lambda module: {"output_size": module.output_size}, float_fn=F.adaptive_avg_pool2d,
-           integer_fn=adaptive_avg_pool2d_codes, note="global pooling included; windows of unequal size")
-)  # fmt: skip
+def _bind_avg_pool(module: Any) -> dict[str, Any]:
+    names = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
+    return {name: getattr(module, name) for name in names if hasattr(module, name)}
+
+
+def _register_average(num_spatial: int, plain: type[nn.Module], adaptive: type[nn.Module]) -> tuple[OpSpec, OpSpec]:
+    name, adaptive_name = f"avg_pool{num_spatial}d", f"adaptive_avg_pool{num_spatial}d"
+    return (
+        register(
+            OpSpec(name, Family.FUNCTION, functions=(name,), modules=(plain,), bind=_bind_avg_pool,
+                   float_fn=getattr(F, name), integer_fn=_avg_pool(num_spatial),
+                   note="own output scale; all divisor rules of torch")
+        ),
+        register(
+            OpSpec(adaptive_name, Family.FUNCTION, functions=(adaptive_name,), modules=(adaptive,),
+                   bind=lambda module: {"output_size": module.output_size}, float_fn=getattr(F, adaptive_name),
+                   integer_fn=_adaptive_avg_pool(num_spatial),
+                   note="global pooling included; windows of unequal size")
+        ),
+    )  # fmt: skip
+
+
+AVG_POOL1D, ADAPTIVE_AVG_POOL1D = _register_average(1, nn.AvgPool1d, nn.AdaptiveAvgPool1d)
+AVG_POOL2D, ADAPTIVE_AVG_POOL2D = _register_average(2, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
+AVG_POOL3D, ADAPTIVE_AVG_POOL3D = _register_average(3, nn.AvgPool3d, nn.AdaptiveAvgPool3d)
 MEAN = register(
     OpSpec("mean", Family.FUNCTION, functions=("mean",), float_fn=_mean_float, integer_fn=mean_codes,
            note="over any dimensions")
