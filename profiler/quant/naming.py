@@ -47,6 +47,14 @@ _DUNDER_ALIASES = {
 }
 
 
+_REFLECTED = frozenset("rsub rtruediv rdiv rpow rmatmul".split())
+
+
+def is_reflected(func: Callable[..., Any]) -> bool:
+    """Whether a function takes its operands in the reverse order of its canonical one: torch.rsub, `x.__rpow__`."""
+    return str(getattr(func, "__name__", "")).strip("_") in _REFLECTED
+
+
 def canonical_function_name(func: Callable[..., Any] | str) -> str:
     """One name for all spellings of a torch function: `+`, `x.add`, `x.add_`, `torch.add` are `add`.
 

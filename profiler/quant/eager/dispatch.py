@@ -13,8 +13,8 @@ from profiler.errors import UnsupportedOpError
 from profiler.quant.calls import CallTracker, FunctionCall
 from profiler.quant.eager.boundaries import FLOAT_RESULTS, float_function, has_boundary, has_float_result
 from profiler.quant.eager.running import FQN_ATTRIBUTE, RUNNING, fqn_of, running_module
-from profiler.quant.naming import generated_name, join, op_name, parse_generated
-from profiler.quant.ops.functional import make_fake_quant_function, overwrite
+from profiler.quant.naming import generated_name, is_reflected, join, op_name, parse_generated
+from profiler.quant.ops.functional import keeps_scale, make_fake_quant_function, overwrite
 from profiler.quant.ops.registry import Family, spec_of_function
 from profiler.quant.qconfig import QConfig
 from profiler.quant.qtensor import QTensor, first_qtensor, has_handler, name_modules_with, to_float, user_line
@@ -40,7 +40,7 @@ class EagerDispatch(CallTracker):
         if first_qtensor([args, kwargs]) is None:
             return call.func(*args, **kwargs)
         module = call.module._modules.get(generated_name(call.name, call.k))
-        if module is None and _has_own_scale(call.name):
+        if module is None and _has_own_scale(call.name) and not _keeps_scale(call.name, args, kwargs):
             if _gives_float(call.module) and not _is_prepared(call.module):
                 return call.func(*to_float(args), **to_float(kwargs))
             module = self._create(call, "")
@@ -172,6 +172,11 @@ def _has_own_scale(function: str) -> bool:
     return spec is not None and spec.family in (Family.FUNCTION, Family.COMPOSITE)
 
 
+def _keeps_scale(function: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    spec = spec_of_function(function)
+    return spec is not None and keeps_scale(spec, args, kwargs)
+
+
 def _is_prepared(module: nn.Module) -> bool:
     return isinstance(module.__dict__.get("qconfig"), QConfig)
 
@@ -189,6 +194,8 @@ def _gives_no_float(call: FunctionCall, args: tuple[Any, ...], kwargs: dict[str,
 def _run_generated(module: Any, call: FunctionCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if has_boundary(module):
         module.func = set_items if call.name == "setitem" else call.func
+    elif is_reflected(call.func) and len(args) > 1:
+        args = (args[1], args[0], *args[2:])
     result = module(*args, **kwargs)
     _write_back(call, args, result)
     return None if call.name == "setitem" else result

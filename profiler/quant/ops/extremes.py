@@ -84,7 +84,7 @@ def _first_sorted(x: Tensor, k: int, dim: int = -1, largest: bool = True, sorted
     if x.dim() == 0:
         return torch.topk(x, k, dim, largest, sorted)
     values, indices = torch.sort(x, dim=dim, descending=largest, stable=True)
-    return torch.return_types.topk((values.narrow(dim, 0, k), indices.narrow(dim, 0, k)))  # type: ignore[attr-defined]
+    return torch.return_types.topk((values.narrow(dim, 0, k), indices.narrow(dim, 0, k)))
 
 
 def _split(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
@@ -95,7 +95,7 @@ def _split(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, tuple[An
 
 
 def _selected(source: QTensor, select: Callable[[Tensor], Any]) -> Any:
-    """Select on float32, which carries codes exactly, so that ties fall as they do for the values of a prepared model."""
+    """Select on float32, which carries codes exactly: ties then fall as they do for the values of a prepared model."""
     dtype = source.plain.dtype
     result = select(source.plain.to(torch.float32) if source.holds_codes else source.plain)
     return tree_map(lambda t: source.like(t.to(dtype)) if t.is_floating_point() else t, result)
@@ -128,5 +128,5 @@ EXTREMES = register(
 )  # fmt: skip
 TOPK = register(
     OpSpec("topk", Family.SCALE_KEEPING, functions=("topk", "sort"),
-           note="torch.topk, torch.sort: values keep the scale, indices are plain; of equal values the lower index first")
+           note="values keep the scale, indices are plain; of equal values the lower index comes first")
 )  # fmt: skip

@@ -15,6 +15,12 @@ from profiler.errors import NotCalibratedError, UnsupportedOpError
 from profiler.quant.affine import QInfo
 from profiler.quant.fake_quant import FakeQuantize
 from profiler.quant.modules import QuantOp, adopt, make_activation, quantized_output, saturated_output
+from profiler.quant.ops.constants import (
+    constants_from_keys,
+    constants_to_scales,
+    with_fake_quant_constants,
+    with_integer_constants,
+)
 from profiler.quant.ops.registry import Family, OpSpec, get_spec, spec_of_function, spec_of_module
 from profiler.quant.qconfig import QConfig
 from profiler.quant.qtensor import QTensor, first_qtensor, to_float, to_plain, user_line
@@ -108,23 +114,25 @@ def overwrite(target: QTensor, result: Any) -> bool:
         target.plain.copy_(result.plain)
     target.scale, target.qdtype, target.ch_axis = result.scale, result.qdtype, result.ch_axis
     target.is_rounded = result.is_rounded
-    target.is_rounded = result.is_rounded
     return True
 
 
 def _torch_names(kwargs: dict[str, Any]) -> dict[str, Any]:
     """Keyword arguments by torch's own names: it also takes numpy's, as in `x.mean(axis=1, keepdims=True)`."""
-    return {_NUMPY_NAMES.get(name, name): value for name, value in kwargs.items()}
+    given = {name: value for name, value in kwargs.items() if name != "out" or value is not None}
+    return {_NUMPY_NAMES.get(name, name): value for name, value in given.items()}
 
 
 def _require_one_kind(spec: OpSpec, args: Any, kwargs: dict[str, Any], where: str) -> None:
     plain = dict(spec.plain_arguments)
     by_name = {name: value for name, value in kwargs.items() if name not in plain.values()}
     operands = tensors_in([[value for i, value in enumerate(args) if i not in plain], by_name])
+    operands = [t for t in operands if t.dim() > 0 and t.numel() > 0]  # 0-d: a number
     has_float = any(not isinstance(t, QTensor) and t.is_floating_point() for t in operands)
     if has_float and any(isinstance(t, QTensor) for t in operands):
         raise UnsupportedOpError(
-            f"{where}: operands are partly float, called at {user_line()}; put a QuantStub before each float operand"
+            f"{where}: operands are partly float, called at {user_line()}; put a QuantStub before each float operand "
+            "(parameters and buffers need none)"
         )
 
 
@@ -189,14 +197,20 @@ class FakeQuantFunction(FunctionOp):
         spec = spec_of_function(self.function) or get_spec(self.function)
         kwargs = {**self.bound, **kwargs}
         fake_quant = self.activation_post_process
+        args, kwargs = with_fake_quant_constants(self, spec, args, kwargs)
         result = in_place(lambda *a: run_fake_quant(spec, a, kwargs, fake_quant), args, kwargs)
         self.ran_in_float = self.ran_in_float or not isinstance(result, QTensor) or keeps_scale(spec, args, kwargs)
         return result
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """The quantizers of constants are made from the checkpoint's keys."""
+        constants_from_keys(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
     def to_integer(self) -> IntegerFunction:
         """The integer form."""
         module = adopt(IntegerFunction, self)
-        _take_output(module, self.activation_post_process)
+        take_output(module, self.activation_post_process)
         return module
 
 
@@ -210,8 +224,8 @@ class IntegerFunction(FunctionOp):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Codes in, codes out."""
         spec = spec_of_function(self.function) or get_spec(self.function)
-        kwargs = {**self.bound, **kwargs}
-        return in_place(lambda *a: run_integer(spec, a, kwargs, _output_of(self), self._get_name()), args, kwargs)
+        args, kwargs = with_integer_constants(self, spec, args, {**self.bound, **kwargs})
+        return in_place(lambda *a: run_integer(spec, a, kwargs, output_of(self), self._get_name()), args, kwargs)
 
 
 def make_fake_quant_function(
@@ -302,14 +316,20 @@ class FakeQuantFloatFunctional(FloatFunctional):
     def forward(self, function: str, *args: Any, **kwargs: Any) -> Any:
         """Function on real values, output fake-quantized."""
         spec = _functional_spec(function)
+        args, kwargs = with_fake_quant_constants(self, spec, args, kwargs)
         result = run_fake_quant(spec, args, kwargs, self.activation_post_process)
         self.ran_in_float = self.ran_in_float or not isinstance(result, QTensor) or keeps_scale(spec, args, kwargs)
         return result
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """The quantizers of constants are made from the checkpoint's keys."""
+        constants_from_keys(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
     def to_integer(self) -> IntegerFloatFunctional:
         """The integer form."""
         module = adopt(IntegerFloatFunctional, self)
-        _take_output(module, self.activation_post_process)
+        take_output(module, self.activation_post_process)
         return module
 
     def _get_name(self) -> str:
@@ -325,7 +345,9 @@ class IntegerFloatFunctional(FloatFunctional):
 
     def forward(self, function: str, *args: Any, **kwargs: Any) -> Any:
         """Codes in, codes out."""
-        return run_integer(_functional_spec(function), args, kwargs, _output_of(self), "FloatFunctional")
+        spec = _functional_spec(function)
+        args, kwargs = with_integer_constants(self, spec, args, kwargs)
+        return run_integer(spec, args, kwargs, output_of(self), "FloatFunctional")
 
     def _get_name(self) -> str:
         return "FloatFunctional"
@@ -352,9 +374,11 @@ def _functional_spec(function: str) -> OpSpec:
     return spec
 
 
-def _take_output(module: IntegerFunction | IntegerFloatFunctional, fake_quant: FakeQuantize | None) -> None:
+def take_output(module: Any, fake_quant: FakeQuantize | None) -> None:
+    """Give an integer form the output quantization of its fake-quant form."""
     module._modules.pop("activation_post_process", None)
     module.__dict__.pop("activation_post_process", None)
+    constants_to_scales(module)
     module.register_buffer("out_scale", None if fake_quant is None else _scale_or_nothing(fake_quant))
     module.out_info = None if fake_quant is None else fake_quant.info
     module.out_dtype = "torch.float32" if fake_quant is None else fake_quant.dtype
@@ -376,7 +400,8 @@ class _Cache(dict[Any, Any]):
         return (_Cache, ())
 
 
-def _output_of(module: IntegerFunction | IntegerFloatFunctional) -> OutputQuant | None:
+def output_of(module: Any) -> OutputQuant | None:
+    """Output quantization of an integer form; None where its output has high precision."""
     if module.out_scale is None or module.out_info is None:
         return None
     return OutputQuant(module.out_scale, module.out_info, module.__dict__.setdefault("_cache", _Cache()))

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from profiler.errors import UnsupportedOpError
 from profiler.quant.affine import qinfo, qint8, qint16, quantize
 from profiler.quant.ops.functional import OutputQuant, overwrite
 from profiler.quant.ops.operands import codes_of_steps, rescaled
 from profiler.quant.ops.registry import Family, OpSpec, register
 from profiler.quant.ops.shape import keep_scale
-from profiler.quant.qtensor import QTensor, handles, to_float
+from profiler.quant.qtensor import QTensor, handles, to_float, user_line
 
 _BY_INDEX = ("gather", "index_select", "take_along_dim", "take", "masked_select")
 
@@ -31,7 +32,7 @@ def masked_fill(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[st
 
 
 def fill(x: Any, mask: Tensor, value: Any) -> Any:
-    """x with a number where the mask is true, at the scale of x, in a prepared and a converted model alike.
+    """The tensor x with a number where the mask is true, at the scale of x, in a prepared and a converted model alike.
 
     The number is rounded to a code. One that lies outside the int8 range, such as an attention mask's -1e9 or -inf,
     makes the result int16 at the same scale, so that neither x loses resolution nor the number comes near x; beyond
@@ -59,6 +60,21 @@ def fill(x: Any, mask: Tensor, value: Any) -> Any:
     return filled
 
 
+@handles("where")
+def where(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A choice between a quantized tensor and a number, see `fill`.
+
+    Raises:
+        UnsupportedOpError: two tensors, where no generated module gives their result a scale.
+    """
+    if not fills(args, kwargs):
+        raise UnsupportedOpError(
+            f"where of two tensors, called at {user_line()}: nothing gives the result a scale; put a DeQuantStub "
+            "before it"
+        )
+    return _where_float(*args, **kwargs)
+
+
 def where_codes(out: OutputQuant, *args: Any, **kwargs: Any) -> QTensor:
     """Codes of torch.where(condition, input, other), and of `input.where(condition, other)`.
 
@@ -78,9 +94,8 @@ def operands_of_where(args: Any, kwargs: dict[str, Any]) -> tuple[Any, Any, Any]
     positional = list(args)
     if "condition" in kwargs:
         positional.insert(0, kwargs["condition"])
-    elif len(positional) > 1 and isinstance(positional[1], Tensor) and positional[1].dtype == torch.bool:
-        if not (isinstance(positional[0], Tensor) and positional[0].dtype == torch.bool):
-            positional[:2] = positional[1::-1]
+    elif not _is_mask(positional[0]) and _is_mask(positional[1]):
+        positional[:2] = positional[1::-1]
     positional += [kwargs[name] for name in ("input", "other") if name in kwargs]
     condition, chosen, other = positional
     return condition, chosen, other
@@ -94,8 +109,16 @@ def fills(args: Any, kwargs: dict[str, Any]) -> bool:
         kwargs: keyword arguments.
     """
     values = [*args, *(kwargs[name] for name in ("input", "other") if name in kwargs)]
-    return any(isinstance(v, (int, float)) or (isinstance(v, Tensor) and not isinstance(v, QTensor)
-                                                and v.dim() == 0 and v.dtype != torch.bool) for v in values)  # fmt: skip
+    return any(isinstance(v, (int, float)) or _is_number(v) for v in values)
+
+
+def _is_number(value: Any) -> bool:
+    is_plain = isinstance(value, Tensor) and not isinstance(value, QTensor)
+    return is_plain and value.dim() == 0 and value.dtype != torch.bool
+
+
+def _is_mask(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dtype == torch.bool
 
 
 def _where_float(*args: Any, **kwargs: Any) -> Any:
