@@ -28,6 +28,8 @@ class QuantStub(QuantOp):
         ConfigError: scale is not positive, or zero_point is not 0.
     """
 
+    is_automatic = False  # put in by prepare_qat_fx, which cannot tell a mask or a number from float values
+
     def __init__(
         self, scale: float | None = None, zero_point: int | None = None, qconfig: QConfig | None = None
     ) -> None:
@@ -60,12 +62,25 @@ class FakeQuantStub(QuantStub):
     activation_post_process: FakeQuantize
 
     def forward(self, x: Tensor) -> Tensor:
-        """Fake-quantized input as a QTensor."""
+        """Fake-quantized input as a QTensor; a quantized one passes and gives the stub its scale.
+
+        That is a stub at a cut: the part behind it, deployed alone, reads the codes that the part before it writes.
+        """
         if isinstance(x, QTensor):
+            self._take_scale_of(x)
+            return x
+        if self.is_automatic and not (isinstance(x, Tensor) and x.is_floating_point()):
+            self.ran_in_float = True  # its scale is not missed
             return x
         if not x.is_floating_point():
             raise UnsupportedOpError(f"a QuantStub got {x.dtype}; only float tensors are quantized, remove this stub")
         return quantized_output(x, self.activation_post_process)
+
+    def _take_scale_of(self, x: QTensor) -> None:
+        fake_quant = self.activation_post_process
+        is_observing = fake_quant.is_observer_on and fake_quant.training
+        if is_observing and self.scale is None and x.ch_axis < 0 and x.qdtype == fake_quant.dtype:
+            fake_quant.set_qparams(x.scale.detach())
 
     def to_integer(self) -> IntegerQuantStub:
         """The integer form."""
@@ -92,7 +107,7 @@ class IntegerQuantStub(QuantStub):
 
     def forward(self, x: Tensor) -> Tensor:
         """Codes of the input."""
-        if isinstance(x, QTensor):
+        if isinstance(x, QTensor) or (self.is_automatic and not (isinstance(x, Tensor) and x.is_floating_point())):
             return x
         return QTensor.wrap(quantize(x, self.out_scale, self.out_info), self.out_scale, self.out_dtype)
 
