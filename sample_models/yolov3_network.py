@@ -98,8 +98,8 @@ class YOLOV3Head(nn.Module):
         self.convs_bridge = nn.ModuleList(ConvModule(channels, channels, 3) for _ in STRIDES)
         self.convs_pred = nn.ModuleList(nn.Conv2d(channels, len(anchors) * NUM_ATTRIBUTES, 1) for anchors in ANCHORS)
         self.dequant = nn.ModuleList(DeQuantStub() for _ in STRIDES)
-        self.loss_cls, self.loss_conf = SigmoidLoss(), SigmoidLoss()
-        self.loss_xy, self.loss_wh = SigmoidLoss(2.0), SquaredLoss(2.0)
+        self.loss_cls, self.loss_conf = SigmoidLoss(4.0), SigmoidLoss()
+        self.loss_xy, self.loss_wh = SigmoidLoss(), SquaredLoss(2.0)
 
     def forward(self, levels: Maps) -> Maps:
         """Prediction maps `[N, 3 * 15, H, W]`, strides 32, 16, 8."""
