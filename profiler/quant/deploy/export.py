@@ -1,0 +1,168 @@
+"""From a model and example inputs to an ONNX graph in which every op can be found by its name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from profiler.errors import ConfigError, UnsupportedOpError
+from profiler.quant.deploy.follow import OpFollower, RunningOp, following
+from profiler.quant.deploy.graph import GraphBuilder, Value
+from profiler.quant.deploy.recorder import Recorder
+from profiler.quant.deploy.structure import bind_inputs, describe_output, flat_tensors, input_names, on_cpu
+from profiler.quant.ops.functional import tensors_in
+from profiler.quant.qtensor import QTensor
+
+
+@dataclass(frozen=True)
+class OpMark:
+    """A tensor that an op gave: where it is in the graph, and what it was in torch.
+
+    Attributes:
+        name: op call, `conv` or `conv(1)`; with several results `split[0]`, `split[1]`.
+        op_name: op.
+        kind: class path, or `torch.<function>`.
+        value: name of the value in the graph.
+        tensor: what torch gave: codes or float values.
+        qdtype: dtype of codes, or "".
+        scale: scale of codes, or None.
+        source: line of the user's code.
+    """
+
+    name: str
+    op_name: str
+    kind: str
+    value: str
+    tensor: Tensor
+    qdtype: str
+    scale: Tensor | None
+    source: str
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A recorded model.
+
+    Attributes:
+        proto: the `onnx.ModelProto`.
+        input_names: names of the graph inputs, in the order of the tensors in the example inputs.
+        output_names: names of the graph outputs that are the model's.
+        output_spec: JSON form of the output's structure.
+        outputs: what torch gave for them.
+        marks: every op's results; they are graph outputs as well if `mark_ops` was asked for.
+    """
+
+    proto: Any
+    input_names: list[str]
+    output_names: list[str]
+    output_spec: Any
+    outputs: list[Tensor]
+    marks: list[OpMark]
+
+
+def record_model(model: nn.Module, example_inputs: Any, *, mark_ops: bool = False, doc: str = "") -> Exported:
+    """Run a model once and write down what it computes.
+
+    Args:
+        model: any module in eval; its state and flags stay as they are.
+        example_inputs: a tensor, a tuple or list of inputs, or a dict by parameter name; copies are moved to the CPU.
+        mark_ops: make every op's results graph outputs too.
+        doc: description stored in the file.
+
+    Raises:
+        UnsupportedOpError: an operator without an ONNX form; the message names op, operator and source line.
+    """
+    require_onnx()
+    recording = _Recording(model)
+    args, kwargs = on_cpu(bind_inputs(model, example_inputs))
+    inputs = recording.declare_inputs(input_names(model, args, kwargs), flat_tensors(args, kwargs))
+    output = recording.run(args, kwargs)
+    return recording.finish(inputs, output, mark_ops, doc)
+
+
+class _Recording:
+    """One run of a model under the recorder."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.builder = GraphBuilder()
+        self.follower = OpFollower(model, self._before, self._after)
+        self.recorder = Recorder(self.builder, lambda: self.follower.scope)
+        self.marks: list[OpMark] = []
+
+    def declare_inputs(self, names: list[str], tensors: list[Tensor]) -> list[Value]:
+        inputs = []
+        for name, tensor in zip(names, tensors, strict=True):
+            value = Value(self.builder.unique(name), tensor.dtype, tuple(tensor.shape))
+            self.recorder.values.bind(tensor, value)
+            inputs.append(value)
+        return inputs
+
+    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        with torch.no_grad(), following(self.follower), self.recorder:
+            return self.model(*args, **kwargs)
+
+    def finish(self, inputs: list[Value], output: Any, mark_ops: bool, doc: str) -> Exported:
+        tensors: list[Tensor] = []
+        names: list[str] = []
+        spec = describe_output(output, tensors, names)
+        self.builder.scope = ""
+        outputs = []
+        for i, (name, tensor) in enumerate(zip(names, tensors, strict=True)):
+            plain = tensor.plain if isinstance(tensor, QTensor) else tensor
+            value = self.recorder.values.value(plain)
+            names[i] = self.builder.unique(name)
+            outputs.append(self.builder.identity(value, names[i], tuple(plain.shape)))
+            tensors[i] = plain.clone()
+        if mark_ops:
+            marked = {mark.value: mark.tensor for mark in self.marks}
+            outputs += [Value(v, t.dtype, tuple(t.shape)) for v, t in marked.items() if v not in names]
+        proto = self.builder.model(inputs, outputs, doc)
+        return Exported(proto, [v.name for v in inputs], names, spec, tensors, self.marks)
+
+    def _before(self, running: RunningOp) -> None:
+        return None
+
+    def _after(self, running: RunningOp, result: Any) -> None:
+        with self.recorder.pause():
+            results = tensors_in(result)
+            for i, tensor in enumerate(results):
+                name = running.name if len(results) == 1 else f"{running.name}[{i}]"
+                self._mark(running, name, tensor)
+
+    def _mark(self, running: RunningOp, name: str, tensor: Tensor) -> None:
+        is_codes = isinstance(tensor, QTensor)
+        plain = tensor.plain if isinstance(tensor, QTensor) else tensor
+        if not self.recorder.values.is_traced(plain):
+            return
+        try:
+            value = self.recorder.values.value(plain)
+        except UnsupportedOpError:  # a result without an ONNX form, such as a pool's indices: an error where it is used
+            return
+        mark = OpMark(
+            name=name,
+            op_name=running.op_name,
+            kind=running.kind,
+            value=value.name,
+            tensor=plain.clone(),
+            qdtype=tensor.qdtype if isinstance(tensor, QTensor) else "",
+            scale=tensor.scale.detach().clone() if is_codes else None,  # type: ignore[attr-defined]
+            source=running.source,
+        )
+        self.marks.append(mark if value.name else replace(mark, value=""))
+
+
+def require_onnx() -> None:
+    """Check that the optional packages are there.
+
+    Raises:
+        ConfigError: onnx or onnxruntime is not installed.
+    """
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(f"{error}; ONNX export needs: pip install quant-profiler[deploy]") from error
