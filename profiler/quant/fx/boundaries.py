@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from profiler.quant.fx.qconfigs import HYBRID_ATTRIBUTE
 from profiler.quant.modules import class_name
 from profiler.quant.naming import op_name
-from profiler.quant.ops.functional import spec_of_op
+from profiler.quant.ops.functional import FunctionOp, spec_of_op
 from profiler.quant.ops.registry import Family, OpSpec, refusal_of
 from profiler.quant.qconfig import QConfig, high_precision_output
 from profiler.quant.stubs import DeQuantStub, QuantStub
 from profiler.quant.swap import QuantEffect
+
+# Functions that give (values, indices).
+_WITH_INDICES = frozenset("max min median topk sort cummax cummin kthvalue".split())
 
 
 class Value(Enum):
@@ -65,6 +69,8 @@ class BoundaryPlanner:
             if node.op == "placeholder":
                 self.values[node] = Value.FLOAT if self.auto_stubs else Value.OUTSIDE
             elif node.op == "get_attr":
+                if _is_number_or_integer(self.root, str(node.target)):
+                    node.meta["kind"] = "int"
                 self.values[node] = Value.FLOAT if _is_float(node) else Value.OUTSIDE
             elif node.op == "call_module":
                 self.values[node] = self._visit(node)
@@ -72,6 +78,8 @@ class BoundaryPlanner:
                 self._dequantize_inputs(node)
             else:  # plain Python, such as an index into a tuple of tensors
                 sources = [n for n in node.all_input_nodes if n in self.values]
+                if _selects_indices(self.root, node):
+                    node.meta["kind"], sources = "int", []
                 self.values[node] = self.values[sources[0]] if sources else Value.OUTSIDE
         return self.plan
 
@@ -88,7 +96,10 @@ class BoundaryPlanner:
         if spec is not None and spec.family is Family.SCALE_KEEPING:
             return self.values[inputs[0]] if inputs else Value.OUTSIDE
         if spec is not None and spec.family is Family.INDEX:
+            node.meta["kind"] = "int"
             return Value.OUTSIDE
+        if spec is not None and spec.keeps_scale is not None and spec.keeps_scale(node.args, node.kwargs):
+            return next((v for v in (Value.QUANTIZED, Value.FLOAT) if v in kinds), Value.OUTSIDE)
         if spec is None or qconfig is None or not self._can_run(spec, kinds):
             return self._leave_in_float(node, module, spec, qconfig, kinds)
         for source in inputs:
@@ -132,6 +143,7 @@ class BoundaryPlanner:
             if stub_qconfig is None:
                 return source
             stub = QuantStub()
+            stub.is_automatic = True
             name = self._free_name(f"{source.name}_activation_post_process")
             self._replace(name, stub)
             with self.graph.inserting_after(source):
@@ -211,6 +223,24 @@ def _plain_arguments(node: fx.Node, spec: OpSpec | None) -> list[fx.Node]:
         given = node.args[position] if len(node.args) > position else node.kwargs.get(name)
         found += [given] if isinstance(given, fx.Node) else []
     return found
+
+
+def _is_number_or_integer(root: nn.Module, path: str) -> bool:
+    """Whether an attribute is an operand that needs no scale: a 0-d tensor, or one that is not float."""
+    value: Any = root
+    for name in path.split("."):
+        value = getattr(value, name)
+    return not isinstance(value, Tensor) or value.dim() == 0 or not value.is_floating_point()
+
+
+def _selects_indices(root: nn.Module, node: fx.Node) -> bool:
+    """Whether a node takes the indices out of what max over a dim, topk or sort gives."""
+    source = node.args[0] if node.args else None
+    if node.op != "call_function" or not isinstance(source, fx.Node) or source.op != "call_module":
+        return False
+    module = root.get_submodule(str(source.target))
+    gives_indices = isinstance(module, FunctionOp) and module.function in _WITH_INDICES
+    return gives_indices and node.args[1] in (1, -1, "indices")
 
 
 def _is_float(node: fx.Node) -> bool:

@@ -11,13 +11,17 @@ from torch import fx, nn
 from profiler.quant.fx.in_place import is_in_place
 from profiler.quant.naming import NOT_OPS, generated_name, join
 from profiler.quant.ops.functional import FunctionOp
+from profiler.quant.ops.registry import get_spec
 
 # Results that are no tensors: an index into them is plain Python.
 _MAKES_TUPLE = frozenset(
-    "size shape chunk split unbind topk sort max min split_with_sizes tensor_split meshgrid aminmax".split()
+    "size shape chunk split unbind topk sort cummax cummin kthvalue split_with_sizes tensor_split meshgrid "
+    "aminmax".split()
 )
-_PYTHON = frozenset("getattr getitem setitem len int float bool eq ne lt le gt ge not is".split())
-_TUPLE_MODULES = (nn.RNNBase, nn.MultiheadAttention)
+_MAKES_TUPLE_OVER_DIM = frozenset("max min median".split())
+_PYTHON = frozenset("getattr getitem setitem len int float bool not is".split())
+_COMPARISONS = frozenset("eq ne lt le gt ge".split())
+_TUPLE_MODULES = (nn.RNNBase, nn.LSTMCell, nn.MultiheadAttention)
 
 
 def functions_to_modules(root: nn.Module, graph: fx.Graph) -> None:
@@ -35,15 +39,22 @@ def functions_to_modules(root: nn.Module, graph: fx.Graph) -> None:
         run = (node.meta["run"], node.meta["function"])
         path = join(node.meta["scope"], generated_name(node.meta["function"], counts[run] + node.meta["skipped"]))
         counts[run] += 1
-        func = getattr(torch.Tensor, node.target) if node.op == "call_method" else node.target
+        func, args = _in_order(node)
         _add_module(root, path, FunctionOp(node.meta["function"], func))
         with graph.inserting_before(node):
-            new = graph.call_module(path, node.args, node.kwargs)
+            new = graph.call_module(path, args, node.kwargs)
         new.meta.update(node.meta)
         node.replace_all_uses_with(new)
         if is_in_place(node) and node.args and isinstance(node.args[0], fx.Node):
             _redirect_later_users(node.args[0], new, graph)
         graph.erase_node(node)
+
+
+def _in_order(node: fx.Node) -> tuple[Any, tuple[Any, ...]]:
+    """The function that a node calls and its arguments; torch.rsub becomes the subtraction that it is."""
+    if node.target is torch.rsub and len(node.args) > 1:
+        return get_spec("sub").float_fn, (node.args[1], node.args[0], *node.args[2:])
+    return getattr(torch.Tensor, str(node.target)) if node.op == "call_method" else node.target, node.args
 
 
 def _is_op(root: nn.Module, node: fx.Node) -> bool:
@@ -59,6 +70,8 @@ def _is_op(root: nn.Module, node: fx.Node) -> bool:
             operands = node.args[:1] if name == "getitem" else node.args
             return any(isinstance(a, fx.Node) and a.meta["kind"] in ("float", "int") for a in operands)
         return any(source.meta["kind"] != "other" for source in sources)
+    if node.target is getattr and _makes_tuple(root, node.args[0]):  # x.max(1).values
+        return False
     if (name in _PYTHON and name != "getitem") or all(_is_python_value(root, a) for a in sources):
         return False
     return name != "getitem" or not _makes_tuple(root, node.args[0])
@@ -70,7 +83,7 @@ def _is_python_value(root: nn.Module, node: fx.Node) -> bool:
         name = node.meta.get("function", "")
         if name in NOT_OPS:
             return True
-        return name in {*_PYTHON, "add", "sub", "mul", "floordiv", "div", "mod", "neg"} and all(
+        return name in {*_PYTHON, *_COMPARISONS, "add", "sub", "mul", "floordiv", "div", "mod", "neg"} and all(
             _is_python_value(root, a) for a in node.all_input_nodes
         )
     return False
@@ -84,9 +97,18 @@ def _makes_tuple(root: nn.Module, source: Any) -> bool:
     if source.op == "call_module":
         module = root.get_submodule(str(source.target))
         if isinstance(module, FunctionOp):
-            return module.function in _MAKES_TUPLE
+            return _gives_tuple(source, module.function)
         return isinstance(module, _TUPLE_MODULES)
-    return source.meta.get("function") in _MAKES_TUPLE
+    if source.meta.get("function") == "getitem" and source.args[1] == 1:  # (h, c) in (y, (h, c))
+        owner = source.args[0]
+        is_module = isinstance(owner, fx.Node) and owner.op == "call_module"
+        return is_module and isinstance(root.get_submodule(str(owner.target)), nn.LSTM)
+    return _gives_tuple(source, str(source.meta.get("function")))
+
+
+def _gives_tuple(node: fx.Node, function: str) -> bool:
+    has_dim = (len(node.args) > 1 and isinstance(node.args[1], int)) or bool({"dim", "axis"} & node.kwargs.keys())
+    return function in _MAKES_TUPLE or (function in _MAKES_TUPLE_OVER_DIM and has_dim)
 
 
 def _redirect_later_users(old: fx.Node, new: fx.Node, graph: fx.Graph) -> None:
