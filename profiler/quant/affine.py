@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from profiler.errors import ConfigError
+from profiler.quant.blocks import channel_blocks, flat_blocks, is_plain_eager
 
 
 @dataclass(frozen=True)
@@ -103,20 +105,70 @@ def fake_quantize(x: Tensor, scale: Tensor, info: QInfo, ch_axis: int = -1) -> T
     """Round to codes and back in float, with the straight-through gradient (0 outside the range).
 
     Args:
-        x: float32 tensor, any shape.
+        x: float tensor, any shape.
         scale: scalar, or `[C]` along `ch_axis`, float32.
         info: the target dtype.
         ch_axis: axis of the scale; -1 for per tensor.
 
     Returns:
-        float32 tensor: `clamp(round(x * (1 / scale)), quant_min, quant_max) * scale`, same shape.
+        `clamp(round(x * (1 / scale)), quant_min, quant_max) * scale`, same shape. NaN stays NaN.
 
     Source:
-        torch's own kernels `fake_quantize_per_tensor_affine` and `fake_quantize_per_channel_affine`, which compute
-        this formula; `tests/quant/test_affine.py` holds them against float64.
+        The formula of torch's kernels `fake_quantize_per_tensor_affine` and `fake_quantize_per_channel_affine`, which
+        run where operators are recorded or x is not float32 on the CPU; `tests/quant/test_affine.py` holds both
+        against float64.
     """
+    if x.dtype is torch.float32 and is_plain_eager(x):
+        scale = scale.detach().reshape(()) if ch_axis < 0 else along_axis(scale.detach(), x.dim(), ch_axis)
+        if x.requires_grad and torch.is_grad_enabled():
+            rounded: Tensor = _StraightThrough.apply(x, scale, info)  # type: ignore[no-untyped-call]
+            return rounded
+        return round_to_grid(x.detach(), scale, info.quant_min, info.quant_max)
     if ch_axis < 0:
         zero_point = torch.zeros((), dtype=torch.int32, device=x.device)
         return torch.fake_quantize_per_tensor_affine(x, scale.reshape(()), zero_point, info.quant_min, info.quant_max)
     zero_points = torch.zeros(scale.shape, dtype=torch.int32, device=x.device)
     return torch.fake_quantize_per_channel_affine(x, scale, zero_points, ch_axis, info.quant_min, info.quant_max)
+
+
+@torch.no_grad()
+def round_to_grid(x: Tensor, scale: Tensor, lowest: float, highest: float, *, out: Tensor | None = None) -> Tensor:
+    """Fake quantization without a gradient: `clamp(round(x * (1 / scale)), lowest, highest) * scale`.
+
+    Args:
+        x: float32, any shape.
+        scale: 0-d, or of a shape that broadcasts to x.
+        lowest: smallest code.
+        highest: largest code.
+        out: where the result goes, of x's shape and layout; may be x itself.
+    """
+    out = torch.empty_like(x) if out is None else out
+    inverse = 1.0 / scale
+    if scale.dim():
+        for piece, result, factor, step in channel_blocks(x, out, inverse, scale):
+            torch.mul(piece, factor, out=result).round_().clamp_(lowest, highest).mul_(step)
+        return out
+    for piece, result in flat_blocks(x, out):
+        torch.mul(piece, inverse, out=result).round_().clamp_(lowest, highest).mul_(scale)
+    return out
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Fake quantization whose gradient is 1 inside the range of codes and 0 outside."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, info: QInfo) -> Tensor:
+        y, inside = torch.empty_like(x), torch.empty_like(x, dtype=torch.bool)
+        inverse = 1.0 / scale
+        for piece, result, mask in [(x, y, inside)] if scale.dim() else flat_blocks(x, y, inside):
+            codes = torch.mul(piece, inverse, out=result).round_()
+            clamped = codes.clamp(info.quant_min, info.quant_max)
+            torch.eq(codes, clamped, out=mask)
+            torch.mul(clamped, scale, out=result)
+        ctx.save_for_backward(inside)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (inside,) = ctx.saved_tensors
+        return grad * inside, None, None

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from profiler.errors import ConfigError, ModelError, NotCalibratedError, StateError
-from profiler.quant.affine import QInfo, fake_quantize
+from profiler.quant.affine import QInfo, fake_quantize, round_to_grid
+from profiler.quant.blocks import is_plain_eager
 from profiler.quant.journal import Journal
 from profiler.quant.observers import MovingAverageMinMaxObserver, ObserverBase
 from profiler.quant.policy import complain
@@ -169,6 +170,31 @@ class FakeQuantize(nn.Module):
         if self.journal is not None and y.requires_grad:
             self.journal.watch_backward(y)
         return y
+
+    def only_rounds(self, x: Tensor) -> bool:
+        """Whether a call would do nothing but round x: VALIDATION without a gradient, and nobody watches the call."""
+        return (
+            self._is_fake_quant_on
+            and not (self._is_observer_on and self.training)
+            and self.is_calibrated
+            and self.ch_axis < 0
+            and type(self).forward is FakeQuantize.forward
+            and not (self._forward_hooks or self._forward_pre_hooks)
+            and not (torch.is_grad_enabled() and x.requires_grad)
+            and x.dtype is torch.float32
+            and is_plain_eager(x)
+        )
+
+    def round_in_place(self, x: Tensor, lowest: float, highest: float) -> Tensor:
+        """Clamp to `[lowest, highest]` and fake-quantize, written over x.
+
+        For callers that own x and asked `only_rounds`. An activation that clamps costs nothing here: rounding keeps
+        order, so its bounds are bounds of codes.
+        """
+        inverse = 1.0 / self.scale.reshape(())
+        bounds = torch.round(torch.stack([lowest * inverse, highest * inverse])).tolist()
+        low, high = max(bounds[0], self.info.quant_min), min(bounds[1], self.info.quant_max)
+        return round_to_grid(x, self.tensor_scale, low, high, out=x)
 
     def quantize_weight(self, weight: Tensor) -> Tensor:
         """Fake-quantize a weight; an uncalibrated scale is computed from the weight itself."""

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ParamSpec, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from profiler.errors import PrepareError
 from profiler.quant.affine import QInfo, along_axis, qinfo, quantize, round_half_even
 from profiler.quant.fake_quant import FakeQuantize
 from profiler.quant.modules import QuantOp, adopt, make_activation, place_like, quantized_output, require_codes
+from profiler.quant.ops.epilogue import Epilogue, in_steps
 from profiler.quant.ops.fold import batch_norm_affine, fold_batch_norm
 from profiler.quant.qat_mode import QATMode, get_qat_mode
 from profiler.quant.qconfig import QConfig
@@ -24,31 +24,7 @@ from profiler.quant.requantize import carrier_dtype, requantize
 _FQ = TypeVar("_FQ", bound="FakeQuantGemm")
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
-_ACTIVATION_NAMES = {"": "", "relu": "ReLU", "relu6": "ReLU6"}
 _BIAS_LIMIT = 2.0**30
-
-
-@dataclass(frozen=True)
-class Epilogue:
-    """What a fused op does after its product: add another operand, then an activation."""
-
-    has_add: bool = False
-    activation: str = ""
-
-    def class_name(self, base: str) -> str:
-        """Name that users know: Conv2d -> ConvAddReLU2d, Linear -> LinearReLU."""
-        stem = base.rstrip("0123456789d") if base[-1:] == "d" else base
-        return f"{stem}{'Add' if self.has_add else ''}{_ACTIVATION_NAMES[self.activation]}{base[len(stem) :]}"
-
-    def apply(self, y: Tensor, other: Tensor | None) -> Tensor:
-        """Add and activate in float."""
-        if self.has_add:
-            if other is None:
-                raise PrepareError("a fused add got one operand; call its add(x, y)")
-            y = y + other
-        if self.activation == "relu":
-            return F.relu(y)
-        return F.relu6(y) if self.activation == "relu6" else y
 
 
 class Gemm(QuantOp):
@@ -124,8 +100,27 @@ class FakeQuantGemm(Gemm):
         if self.live_norm is not None and self.live_norm.training:
             y = self._normalised(to_plain(x), weight)
         else:
-            y = self.gemm(to_plain(x), weight, bias)
-        return quantized_output(self.epilogue.apply(y, to_plain(other)), self.activation_post_process)
+            step = self._accumulator_step(x)
+            y = self.gemm(to_plain(x), weight, bias if step is None else in_steps(bias, step))
+            if step is not None and self.epilogue.has_add:
+                other = in_steps(to_plain(other), along_axis(step, y.dim(), self.out_axis(y)))
+        return self._finish(y, to_plain(other))
+
+    def _accumulator_step(self, x: Tensor) -> Tensor | None:
+        """Outside training, what one step of the integer form's accumulator is worth: 0-d or `[C]`, float64."""
+        weight_fake_quant = self.weight_fake_quant
+        if self.training or not weight_fake_quant.is_fake_quant_on or not isinstance(x, QTensor) or x.ch_axis >= 0:
+            return None
+        return x.scale.detach().double() * weight_fake_quant.scale.detach().double()
+
+    def _finish(self, y: Tensor, other: Any) -> Tensor:
+        """Epilogue and fake quant of a product; written over the product where nobody else can see it."""
+        output = self.activation_post_process
+        if output is None or not output.only_rounds(y) or (self.epilogue.has_add and other is None):
+            return quantized_output(self.epilogue.apply(y, other), output)
+        y = y + other if self.epilogue.has_add else y
+        rounded = output.round_in_place(y, *self.epilogue.bounds)
+        return QTensor.wrap(rounded, output.tensor_scale, output.dtype)
 
     def _normalised(self, x: Tensor, weight: Tensor) -> Tensor:
         """Product with a folded, fake-quantized weight, scaled back for the live batch norm in training mode."""

@@ -54,6 +54,13 @@ def accumulator(module: Any, x_q: Tensor, x_scale: float) -> tuple[np.ndarray, n
     return acc, along_channels(acc_scale, acc.ndim, axis)
 
 
+def bias_in_steps(module: Any, x_scale: float) -> np.ndarray:
+    """The bias as both forms have it in eval: whole steps of the accumulator, as real values in float64."""
+    step = np.float64(np.float32(x_scale)) * scales_and_codes(module)[0].astype(np.float64)
+    result: np.ndarray = np.rint(module.bias.detach().double().numpy() / step) * step
+    return result
+
+
 def expected_codes(
     module: Any,
     x_q: Tensor,

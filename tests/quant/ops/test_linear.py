@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from profiler.quant import fuse_known_modules
-from profiler.quant.ops.gemm import Epilogue
+from profiler.quant.ops.epilogue import Epilogue
 from tests.quant.op_forms import (
     assert_codes_equal,
     assert_nearly_same_codes,
@@ -21,7 +21,7 @@ from tests.quant.op_forms import (
     on_grid,
     quantized,
 )
-from tests.quant.ops.gemm_cases import accumulator, expected_codes, scale_that_fits, scales_and_codes
+from tests.quant.ops.gemm_cases import accumulator, bias_in_steps, expected_codes, scale_that_fits, scales_and_codes
 
 X_SCALE = 0.017
 SHAPES = [(5, 24), (24,), (2, 3, 24), (2, 3, 4, 24), (1, 24), (0, 24)]
@@ -64,7 +64,7 @@ def test_linear_fake_quant_form_equals_formula_in_float64() -> None:
     fake, integer = forms_of(module, out_scale)
     w_scale, w_q = scales_and_codes(module)
     x = x_q.numpy() * np.float64(np.float32(X_SCALE))
-    y = x @ (w_q * w_scale.astype(np.float64)[:, None]).T + module.bias.detach().double().numpy()
+    y = x @ (w_q * w_scale.astype(np.float64)[:, None]).T + bias_in_steps(module, X_SCALE)
     y_fq = fake(on_grid(x_q, X_SCALE))
     assert_within_one_step(y_fq, fake_quantized_float64(y, out_scale), out_scale)
     assert_nearly_same_codes(y_fq, integer(quantized(x_q, X_SCALE)))
