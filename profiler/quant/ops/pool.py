@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from profiler.quant.ops.functional import OutputQuant
+from profiler.quant.ops.gemm import not_traced
+from profiler.quant.ops.geometry import outer_product, positions, sizes_of
 from profiler.quant.ops.registry import Family, OpSpec, register
 from profiler.quant.qtensor import QTensor
 from profiler.quant.requantize import requantize
@@ -70,34 +72,32 @@ def window_sums(x: Tensor, windows: Sequence[Windows]) -> Tensor:
 
 
 def _sums_along(x: Tensor, axis: int, window: Windows) -> Tensor:
-    length = x.shape[axis]
+    length = sizes_of(x)[axis]
     if window.starts == (0,) and window.ends == (length,):
         return x.sum(axis, keepdim=True)
     if window.starts == tuple(range(length)) and window.ends == tuple(range(1, length + 1)):
         return x
     zero = torch.zeros_like(x.narrow(axis, 0, 1))
     running = torch.cat([zero, x.cumsum(axis)], axis)
-    ends = torch.tensor(window.ends, dtype=torch.int64, device=x.device)
-    starts = torch.tensor(window.starts, dtype=torch.int64, device=x.device)
+    ends, starts = positions(window.ends, x), positions(window.starts, x)
     return running.index_select(axis, ends) - running.index_select(axis, starts)
 
 
 def _averaged(out: OutputQuant, input: QTensor, windows: Sequence[Windows], divisor: int | None = None) -> QTensor:
     """Codes of window averages: one requantization by `scale ratio / window size`."""
+    return out.wrap(requantize(window_sums(input.plain, windows), _multiplier(out, input, windows, divisor), out.info))
+
+
+@not_traced
+@torch.no_grad()
+def _multiplier(out: OutputQuant, input: QTensor, windows: Sequence[Windows], divisor: int | None) -> Tensor:
     key = ("average", float(input.scale), str(input.device), tuple(windows), divisor)
     if key not in out.cache:
-        out.cache[key] = _multiplier(input.scale.double() / out.scale.double(), windows, divisor)
-    return out.wrap(requantize(window_sums(input.plain, windows), out.cache[key], out.info))
-
-
-@torch.no_grad()
-def _multiplier(ratio: Tensor, windows: Sequence[Windows], divisor: int | None) -> Tensor:
-    if divisor is not None:
-        return (ratio / divisor).to(torch.float32)
-    areas = torch.ones((), dtype=torch.float64, device=ratio.device)
-    for window in windows:
-        areas = areas[..., None] * torch.tensor(window.sizes, dtype=torch.float64, device=ratio.device).clamp_min(1)
-    return (ratio / areas).to(torch.float32)
+        ratio = input.scale.double() / out.scale.double()
+        areas = divisor if divisor is not None else outer_product([window.sizes for window in windows], ratio)
+        out.cache[key] = (ratio / areas).to(torch.float32)
+    multiplier: Tensor = out.cache[key]
+    return multiplier
 
 
 def _avg_pool(num_spatial: int) -> Callable[..., QTensor]:
@@ -114,7 +114,7 @@ def _avg_pool(num_spatial: int) -> Callable[..., QTensor]:
         """Codes of an average pool; arguments as torch.nn.functional.avg_pool2d takes them."""
         kernels = _per_axis(kernel_size, num_spatial)
         strides = kernels if stride in (None, ()) else _per_axis(stride, num_spatial)
-        geometry = zip(input.shape[-num_spatial:], kernels, strides, _per_axis(padding, num_spatial), strict=True)
+        geometry = zip(sizes_of(input)[-num_spatial:], kernels, strides, _per_axis(padding, num_spatial), strict=True)
         windows = [sliding_windows(*axis, ceil_mode, count_include_pad) for axis in geometry]
         return _averaged(out, input, windows, divisor_override)
 
@@ -124,7 +124,7 @@ def _avg_pool(num_spatial: int) -> Callable[..., QTensor]:
 def _adaptive_avg_pool(num_spatial: int) -> Callable[..., QTensor]:
     def codes(out: OutputQuant, input: QTensor, output_size: Any) -> QTensor:
         """Codes of an adaptive average pool; windows may differ in size, None keeps an axis."""
-        lengths = input.shape[-num_spatial:]
+        lengths = sizes_of(input)[-num_spatial:]
         sizes = _per_axis(output_size, num_spatial)
         return _averaged(
             out,

@@ -10,15 +10,19 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from profiler.errors import UnsupportedOpError
+from profiler.quant.affine import fake_quantize, quantize
 from profiler.quant.ops.registry import Family, OpSpec, register
 from profiler.quant.qtensor import QTensor, handles, to_float, to_plain, user_line
+from profiler.quant.requantize import requantize
 
 _SHAPE = (
-    "reshape view flatten unflatten permute transpose movedim swapaxes squeeze unsqueeze expand expand_as "
-    "repeat getitem "
-    "narrow select split chunk unbind contiguous clone detach flip roll T mT view_as reshape_as t tile requires_grad_"
+    "reshape view flatten unflatten ravel permute transpose movedim moveaxis swapaxes swapdims squeeze unsqueeze "
+    "expand expand_as broadcast_to repeat tile repeat_interleave getitem narrow select split split_with_sizes "
+    "tensor_split hsplit vsplit dsplit chunk unbind contiguous clone detach flip fliplr flipud rot90 roll "
+    "T mT H mH t adjoint view_as reshape_as diagonal tril triu requires_grad_"
 ).split()
-_POOL = "max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d".split()
+_POOL = "max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d".split()
+_POOL_INDICES = [f"{name}_with_indices" for name in _POOL]
 _DROPOUT = "dropout dropout2d feature_dropout alpha_dropout".split()
 
 
@@ -27,8 +31,16 @@ def keep_scale(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str
     """Run on the values or codes and give each tensor result the scale of the tensor that is moved or selected.
 
     Where only another argument is quantized (the pattern of `bias.expand_as(x)`) the result stays float.
+
+    Raises:
+        UnsupportedOpError: the data is to be read as another dtype (`x.view(torch.uint8)`).
     """
     source = _source(args, kwargs)
+    if any(isinstance(value, torch.dtype) for value in (*args[1:], *kwargs.values())):
+        raise UnsupportedOpError(
+            f"{func.__name__} with a dtype is not implemented for QTensor, at {user_line()}: the bits of a code mean "
+            "nothing without its scale; put a DeQuantStub before it"
+        )
     result = func(*to_plain(args), **to_plain(kwargs))
     if source is None:
         return result
@@ -46,17 +58,50 @@ def max_pool(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, 
     return source.like(result.plain.to(source.plain.dtype))
 
 
-@handles("pad")
-def pad(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Zero, reflect, replicate and circular padding keep the scale.
+@handles(*_POOL_INDICES)
+def max_pool_with_indices(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Largest values at the scale of the input, and plain int64 indices; float32 carries codes exactly."""
+    source = _source(args, kwargs)
+    if source is None:
+        return func(*to_float(args), **to_float(kwargs))
+    x = source.plain
+    carried = x.to(torch.float32) if source.holds_codes else x
+    values, indices = func(*tree_map(lambda v: carried if v is source else v, args),
+                           **{k: carried if v is source else v for k, v in kwargs.items()})  # fmt: skip
+    return source.like(values.to(x.dtype)), indices
+
+
+@handles("setitem")
+def set_item(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """`x[index] = value` in place: the value is brought to the scale of x; in a float x real values are written.
+
+    A quantized value is requantized where its scale differs, a number is rounded to a code.
 
     Raises:
-        UnsupportedOpError: padding with another value than 0.
+        UnsupportedOpError: the value is a float tensor and x is quantized.
     """
-    value = kwargs.get("value", args[3] if len(args) > 3 else None)
-    if value:
-        raise UnsupportedOpError(f"pad with value {value} is not implemented for QTensor, at {user_line()}; pad with 0")
-    return keep_scale(func, args, kwargs)
+    target, index, value = args
+    index = to_plain(index)
+    if not isinstance(target, QTensor):
+        func(target, index, to_float(value))
+        return
+    if isinstance(value, Tensor) and not isinstance(value, QTensor) and value.dim() > 0:
+        raise UnsupportedOpError(
+            f"a float tensor is written into a QTensor at {user_line()}; put a QuantStub before the value"
+        )
+    func(target.plain, index, _at_scale_of(target, value))
+
+
+def _at_scale_of(target: QTensor, value: Any) -> Tensor:
+    """A quantized value or number as the codes, or in a prepared model the values, of another tensor's scale."""
+    if isinstance(value, QTensor) and value.holds_codes and target.holds_codes:
+        if value.qdtype == target.qdtype and torch.equal(value.scale, target.scale):
+            return value.plain
+        return requantize(value.plain, value.scale / target.scale, target.info)
+    real = torch.as_tensor(to_float(value), dtype=torch.float32, device=target.scale.device)
+    if target.holds_codes:
+        return quantize(real, target.scale, target.info)
+    return fake_quantize(real, target.scale, target.info) if target.is_rounded else real
 
 
 @handles("to", "type", "float", "half", "double", "cpu", "cuda", "type_as")
@@ -82,13 +127,14 @@ def _source(args: tuple[Any, ...], kwargs: dict[str, Any]) -> QTensor | None:
 
 
 SHAPE = register(
-    OpSpec("shape", Family.SCALE_KEEPING, functions=(*_SHAPE, "pad", "to", "type", "float", "cpu", "cuda"),
-           modules=(nn.Flatten, nn.Unflatten, nn.Identity, nn.ZeroPad2d),
-           note="reshape, permute, slice, split, pad with zeros, ...")
+    OpSpec("shape", Family.SCALE_KEEPING, functions=(*_SHAPE, "setitem", "to", "type", "float", "cpu", "cuda"),
+           modules=(nn.Flatten, nn.Unflatten, nn.Identity),
+           note="reshape, permute, slice, split, ...")
 )  # fmt: skip
 MAX_POOL = register(
-    OpSpec("max_pool", Family.SCALE_KEEPING, functions=tuple(_POOL),
-           modules=(nn.MaxPool1d, nn.MaxPool2d, nn.AdaptiveMaxPool2d), note="max of codes")
+    OpSpec("max_pool", Family.SCALE_KEEPING, functions=(*_POOL, *_POOL_INDICES),
+           modules=(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d,
+                    nn.AdaptiveMaxPool3d), note="max of codes; indices are plain")
 )  # fmt: skip
 DROPOUT = register(
     OpSpec("dropout", Family.SCALE_KEEPING, functions=tuple(_DROPOUT), modules=(nn.Dropout, nn.Dropout2d),
