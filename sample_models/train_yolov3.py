@@ -36,7 +36,7 @@ class DetectorPlan:
     pool: int = 6000
     canvases: int = 2000
     batch_size: int = 16
-    learning_rate: float = 4e-3
+    learning_rate: float = 3e-3
     warmup: float = 0.05
     weight_decay: float = 0.02
     max_gradient: float = 20.0
@@ -49,7 +49,7 @@ class DetectorPlan:
         return 0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * (progress - self.warmup) / (1.0 - self.warmup)))
 
 
-PLAN = DetectorPlan(epochs=30)
+PLAN = DetectorPlan(epochs=26)
 QAT_PLAN = DetectorPlan(epochs=2, pool=1500, canvases=1500, learning_rate=2e-4, weight_decay=0.0)
 Log = Callable[[int, float], None]
 
