@@ -16,7 +16,7 @@ from profiler.quant.ops.operands import codes_of_steps, rescaled
 from profiler.quant.ops.registry import Family, OpSpec, register
 from profiler.quant.qtensor import QTensor, handles, user_line
 
-_SELECTING = ("amax", "amin", "aminmax", "cummax", "cummin", "kthvalue", "median")
+_SELECTING = ("amax", "amin", "aminmax", "cummax", "cummin")
 
 
 def maximum_codes(out: OutputQuant, input: Any, other: Any) -> QTensor:
@@ -71,6 +71,17 @@ def topk(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     return _selected(source, lambda x: _first_sorted(x, *args, **kwargs))
 
 
+@handles("kthvalue", "median")
+def ranked(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The k-th smallest value, or the lower median; of equal values the one of lower index."""
+    source, args, kwargs = _split(args, kwargs)
+    if canonical_function_name(func) == "kthvalue":
+        return _selected(source, lambda x: _kth_smallest(x, *args, **kwargs))
+    if not args and not kwargs:
+        return _selected(source, lambda x: _kth_smallest(x.reshape(-1), (x.numel() + 1) // 2)[0])
+    return _selected(source, lambda x: _median(x, *args, **kwargs))
+
+
 @handles("sort")
 def sort(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Sorted values and their indices; equal values keep their order."""
@@ -85,6 +96,17 @@ def _first_sorted(x: Tensor, k: int, dim: int = -1, largest: bool = True, sorted
         return torch.topk(x, k, dim, largest, sorted)
     values, indices = torch.sort(x, dim=dim, descending=largest, stable=True)
     return torch.return_types.topk((values.narrow(dim, 0, k), indices.narrow(dim, 0, k)))
+
+
+def _median(x: Tensor, dim: int, keepdim: bool = False) -> Any:
+    return _kth_smallest(x, (x.shape[dim] + 1) // 2, dim, keepdim)
+
+
+def _kth_smallest(x: Tensor, k: int, dim: int = -1, keepdim: bool = False) -> Any:
+    values, indices = (t.narrow(dim, k - 1, 1) for t in torch.sort(x, dim=dim, stable=True))
+    if not keepdim:
+        values, indices = values.squeeze(dim), indices.squeeze(dim)
+    return torch.return_types.kthvalue((values, indices))
 
 
 def _split(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
@@ -123,7 +145,7 @@ MINIMUM = register(
            integer_fn=minimum_codes, keeps_scale=reduces, note="as maximum")
 )  # fmt: skip
 EXTREMES = register(
-    OpSpec("extremes", Family.SCALE_KEEPING, functions=_SELECTING,
+    OpSpec("extremes", Family.SCALE_KEEPING, functions=(*_SELECTING, "kthvalue", "median"),
            note="torch.amax, amin, aminmax, cummax, cummin, kthvalue, median: values keep the scale, indices are plain")
 )  # fmt: skip
 TOPK = register(
