@@ -66,6 +66,11 @@ class TensorValues:
             raise UnsupportedOpError(f"{value.dtype} is read as {tensor.dtype} bit by bit, which cannot be exported")
         return value
 
+    def is_formless(self, tensor: Tensor) -> bool:
+        """Whether the tensor is a result that has no ONNX form."""
+        storage = self._storages.get(_address(tensor))
+        return storage is not None and storage.dense is None and storage.flat is None
+
     def bind(self, tensor: Tensor, value: Value | None) -> None:
         """Say which value a tensor has: the result of an op, which may look at the memory of another tensor."""
         if tensor.numel() == 0 or tensor.layout != torch.strided:

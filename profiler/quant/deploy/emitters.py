@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -15,6 +16,11 @@ from profiler.quant.deploy.graph import GraphBuilder, Value, constant
 Emitter = Callable[..., Any]
 _E = TypeVar("_E", bound=Emitter)
 _EMITTERS: dict[str, Emitter] = {}
+# Operators whose result has the shape that their operands have together.
+_ELEMENTWISE = frozenset(
+    "Add Sub Mul Div Mod Max Min Clip Where Relu Less LessOrEqual Greater GreaterOrEqual Equal And Or Xor Not Abs Neg "
+    "Sign Sqrt Exp Log Tanh Sigmoid Erf Round Floor Ceil Pow Reciprocal Softmax".split()
+)
 
 
 def emits(*names: str) -> Callable[[_E], _E]:
@@ -63,8 +69,12 @@ class Emission:
         return first
 
     def node(self, op: str, *inputs: Value | None, **kwargs: Any) -> Value:
-        """Append a node; see `GraphBuilder.node`."""
-        return self.builder.node(op, *inputs, **kwargs)
+        """Append a node; see `GraphBuilder.node`. Elementwise ones have a known shape."""
+        value = self.builder.node(op, *inputs, **kwargs)
+        shapes = [v.shape for v in inputs if v is not None]
+        if op not in _ELEMENTWISE or None in shapes:
+            return value
+        return replace(value, shape=broadcast(*[s for s in shapes if s is not None]))
 
     def nodes_of(
         self, op: str, *inputs: Value | None, dtypes: Sequence[torch.dtype], **attributes: Any
@@ -97,13 +107,20 @@ class Emission:
 
     def reshape(self, x: Value, shape: Sequence[int]) -> Value:
         """The same elements in another shape."""
+        if x.constant is not None:
+            return replace(constant(x.constant.reshape(list(shape))), codes=x.codes)
+        if x.shape is not None and -1 in shape:
+            rest = math.prod(n for n in shape if n != -1)
+            shape = [math.prod(x.shape) // max(rest, 1) if n == -1 else n for n in shape]
         if x.shape == tuple(shape):
             return x
         value = self.node("Reshape", x, constant(list(shape), torch.int64))
-        return replace(value, shape=tuple(shape), codes=x.codes)
+        return replace(value, shape=None if -1 in shape else tuple(shape), codes=x.codes)
 
     def transpose(self, x: Value, order: Sequence[int]) -> Value:
         """Permuted dimensions."""
+        if x.constant is not None:
+            return replace(constant(x.constant.permute(list(order))), codes=x.codes)
         value = self.node("Transpose", x, perm=list(order))
         shape = None if x.shape is None else tuple(x.shape[d] for d in order)
         return replace(value, shape=shape, codes=x.codes)
@@ -122,10 +139,12 @@ class Emission:
 
     def reduce(self, op: str, x: Value, dims: Sequence[int] | None, keepdim: bool = False) -> Value:
         """A reduction over some (all, if None or empty) dimensions."""
-        axes = None if not dims else constant([d % max(len(shape_of(x)), 1) for d in dims], torch.int64)
-        if op in ("ReduceSum", "ReduceMax", "ReduceMin", "ReduceMean", "ReduceProd"):
-            return self.node(op, x, axes, keepdims=int(keepdim))
-        raise UnsupportedOpError(f"reduction {op} is unknown")
+        shape = shape_of(x)
+        over = {d % max(len(shape), 1) for d in dims} if dims else set(range(len(shape)))
+        axes = constant(sorted(over), torch.int64)
+        value = self.node(op, x, axes if over else None, keepdims=int(keepdim))
+        kept = [1 if d in over else n for d, n in enumerate(shape) if keepdim or d not in over]
+        return replace(value, shape=tuple(kept))
 
 
 def shape_of(value: Value) -> tuple[int, ...]:

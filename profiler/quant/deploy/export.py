@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -102,8 +103,13 @@ class _Recording:
         return inputs
 
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        with torch.no_grad(), following(self.follower), self.recorder:
+        with torch.no_grad(), self._plain_kernels(), following(self.follower), self.recorder:
             return self.model(*args, **kwargs)
+
+    def _plain_kernels(self) -> Any:
+        """A recurrent layer in one kernel hides what it computes."""
+        has_recurrent = any(isinstance(module, nn.RNNBase) for module in self.model.modules())
+        return torch.backends.mkldnn.flags(enabled=False) if has_recurrent else nullcontext()
 
     def finish(self, inputs: list[Value], output: Any, mark_ops: bool, doc: str) -> Exported:
         tensors: list[Tensor] = []

@@ -75,7 +75,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 "a Python value is read from a tensor that depends on the model's inputs (item(), float(x), if x:); "
                 "the graph would hold for this input only: write it with tensor operations"
             )
-        if packet in _SHAPE_ONLY:
+        if packet in _SHAPE_ONLY or (_is_view(func) and self.values.is_formless(args[0])):
             return func(*args, **kwargs)
         if packet in ("copy_", "zero_", "fill_"):
             return self._overwrite(func, packet, args, kwargs)

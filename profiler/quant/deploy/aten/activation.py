@@ -64,6 +64,12 @@ def leaky_relu(g: Emission, x: Value, negative_slope: float = 0.01) -> Value:
     return g.where(g.compare("Greater", x, 0), x, g.binary("Mul", x, negative_slope), x.dtype)
 
 
+@emits("rrelu_with_noise.default")
+def rrelu(g: Emission, x: Value, noise: Value, lower: float = 0.125, upper: float = 1 / 3, *_: Any) -> Value:
+    """In eval the mean of both slopes below 0."""
+    return leaky_relu(g, x, (lower + upper) / 2)
+
+
 @emits("_prelu_kernel.default")
 def prelu(g: Emission, x: Value, weight: Value) -> Value:
     """A slope per channel below 0."""

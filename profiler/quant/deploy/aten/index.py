@@ -112,14 +112,6 @@ def take(g: Emission, x: Value, index: Value) -> Value:
     return g.gather(g.reshape(x, [-1]), index, 0)
 
 
-@emits("one_hot.default")
-def one_hot(g: Emission, x: Value, num_classes: int = -1) -> Value:
-    """1 at each index, else 0."""
-    classes = torch.arange(g.out.shape[-1])
-    column = g.node("Unsqueeze", x, constant([-1], torch.int64))
-    return g.cast(g.compare("Equal", column, constant(classes), torch.int64), torch.int64)
-
-
 def _updates(g: Emission, x: Value, index: Value, source: Any) -> Value:
     if not isinstance(source, Value):
         return g.expand(constant(source, x.dtype), shape_of(index))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -125,6 +126,14 @@ def vector_norm(
         return g.node("Sqrt", _reduce(g, "ReduceSum", g.binary("Mul", x, x), dim, keepdim))
     total = _reduce(g, "ReduceSum", g.binary("Pow", size, float(ord)), dim, keepdim)
     return g.binary("Pow", total, 1.0 / ord)
+
+
+@emits("_cdist_forward.default", "_euclidean_dist.default")
+def cdist(g: Emission, x: Value, other: Value, p: float = 2.0, *_: Any) -> Value:
+    """Distance of every row to every row."""
+    columns, rows = (g.node("Unsqueeze", v, constant([axis], torch.int64)) for v, axis in ((x, -2), (other, -3)))
+    distance = replace(g.binary("Sub", columns, rows), shape=(*g.out.shape, shape_of(x)[-1]))
+    return vector_norm(g, distance, p, [-1])
 
 
 @emits("cumsum.default")

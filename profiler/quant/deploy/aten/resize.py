@@ -75,11 +75,15 @@ _register_linear("_upsample_bicubic2d_aa", 2, True)
 
 def _matrix(operator: Any, num_spatial: int, i: int, size: int, out: int, align: bool, scales: list[Any]) -> Tensor:
     """`[size, out]`: what each input of a line gives to each output."""
-    shape, target = [size, 1, *[1] * num_spatial], [1] * num_spatial
+    shape, target = [size, 1, *[1] * num_spatial], [2] * num_spatial
     shape[2 + i], target[i] = size, out
-    unit = torch.eye(size, dtype=torch.float64).reshape(shape)
-    matrix: Tensor = operator(unit, target, align, *scales).reshape(size, out)
-    return matrix
+    unit = (
+        torch.eye(size, dtype=torch.float64)
+        .reshape(shape)
+        .expand(size, 1, *[size if j == i else 2 for j in range(num_spatial)])
+    )
+    lines: Tensor = operator(unit.contiguous(), target, align, *scales).movedim(2 + i, 1)
+    return lines.reshape(size, out, -1)[:, :, 0]
 
 
 def _times(g: Emission, x: Value, matrix: Tensor, axis: int) -> Value:
