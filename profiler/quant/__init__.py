@@ -19,6 +19,7 @@ from profiler.quant.observers import (
 )
 from profiler.quant.ops.functional import FloatFunctional
 from profiler.quant.policy import set_state_policy
+from profiler.quant.qat_mode import QATMode, set_qat_mode
 from profiler.quant.qconfig import (
     QConfig,
     default_calib_8bit_fake_quant_qconfig,
@@ -54,6 +55,7 @@ __all__ = [
     "MovingAverageMinMaxObserver",
     "MovingAveragePerChannelMinMaxObserver",
     "PercentileObserver",
+    "QATMode",
     "QConfig",
     "QTensor",
     "QuantStub",
@@ -88,5 +90,6 @@ __all__ = [
     "qint32",
     "set_fake_quantize",
     "set_march",
+    "set_qat_mode",
     "set_state_policy",
 ]

@@ -47,10 +47,11 @@ def activation_name(module: nn.Module) -> str:
 def fuse_known_modules(
     mod_list: Sequence[nn.Module], is_qat: bool = False, additional_fuser_method_mapping: dict[Any, Any] | None = None
 ) -> list[nn.Module]:
-    """Fuse one group, in train mode too (running statistics are folded).
+    """Fuse one group, in train mode too (running statistics are folded, or with QATMode.WithBN kept live).
 
     Args:
-        mod_list: conv or linear, then optionally a batch norm, a FloatFunctional (add), a ReLU or ReLU6.
+        mod_list: conv, transposed conv or linear, then optionally a batch norm, a FloatFunctional (add), a ReLU or
+            ReLU6.
         is_qat: accepted for compatibility; makes no difference.
         additional_fuser_method_mapping: `{(type, ...): f(is_qat, *modules) -> module}` for further groups.
 
@@ -73,8 +74,8 @@ def fuse_known_modules(
     if cls is None or rest or (not activation and norm is None and not has_add):
         kinds = ", ".join(type(m).__name__ for m in mod_list)
         raise PrepareError(
-            f"cannot fuse ({kinds}); known patterns: Conv1d, Conv2d or Linear, then any of BatchNorm, FloatFunctional "
-            "(add), ReLU or ReLU6, in this order"
+            f"cannot fuse ({kinds}); known patterns: Conv1d, Conv2d, Conv3d, ConvTranspose or Linear, then any of "
+            "BatchNorm, FloatFunctional (add), ReLU or ReLU6, in this order"
         )
     fused = fuse_gemm(cls, mod_list[0], norm, Epilogue(has_add, activation), ())
     return _place(fused, mod_list, has_add)

@@ -26,8 +26,8 @@ class FuseMode(Enum):
 def fuse_graph(root: nn.Module, graph: fx.Graph) -> list[tuple[str, ...]]:
     """Fuse every group of the graph in place, longest first.
 
-    A group is a conv or linear, then a batch norm, an add, a ReLU or ReLU6, each optional. Inner results must have one
-    consumer and the modules one call each.
+    A group is a conv (transposed or not) or linear, then a batch norm, an add, a ReLU or ReLU6, each optional. Inner
+    results must have one consumer and the modules one call each; nn.Identity between them is passed over.
 
     Returns:
         The op names of each fused group.
@@ -35,7 +35,7 @@ def fuse_graph(root: nn.Module, graph: fx.Graph) -> list[tuple[str, ...]]:
     calls = Counter(str(n.target) for n in graph.nodes if n.op == "call_module")
     groups = []
     for node in list(graph.nodes):
-        if node.op == "call_module" and calls[str(node.target)] == 1:
+        if node.op == "call_module" and calls[str(node.target)] == 1 and len(node.args) + len(node.kwargs) == 1:
             chain = _chain(root, node, calls)
             if len(chain) > 1:
                 groups.append(_fuse(root, graph, chain))
@@ -50,25 +50,32 @@ def _chain(root: nn.Module, start: fx.Node, calls: Counter[str]) -> list[fx.Node
     if cls is None:
         return chain
     for kind in ("norm", "add", "activation"):
-        following = _only_user(root, chain[-1], calls)
-        if following is None:
+        skipped, following = _next(root, chain[-1])
+        if following is None or calls[str(following.target)] != 1:
             break
         module = _module(root, following)
+        inner = [chain[-1], *skipped][-1]
         matches = {
-            "norm": is_norm_of(module, cls) and following.args[:1] == (chain[-1],),
-            "add": _is_add(module, following) and _other_is_ready(following, chain[-1]),
+            "norm": is_norm_of(module, cls) and following.args[:1] == (inner,),
+            "add": _is_add(module, following) and _other_is_ready(following, inner),
             "activation": bool(_activation(module)),
         }[kind]
         if matches:
-            chain.append(following)
+            chain += [*skipped, following]
     return chain
 
 
-def _only_user(root: nn.Module, node: fx.Node, calls: Counter[str]) -> fx.Node | None:
-    users = list(node.users)
-    if len(users) != 1 or users[0].op != "call_module" or calls[str(users[0].target)] != 1:
-        return None
-    return users[0]
+def _next(root: nn.Module, node: fx.Node) -> tuple[list[fx.Node], fx.Node | None]:
+    """The identities behind a node, and the one op that reads the result; None where that is not one module call."""
+    skipped: list[fx.Node] = []
+    while len(node.users) == 1:
+        node = next(iter(node.users))
+        if node.op != "call_module":
+            break
+        if not isinstance(_module(root, node), nn.Identity):
+            return skipped, node
+        skipped.append(node)
+    return skipped, None
 
 
 def _is_add(module: nn.Module, node: fx.Node) -> bool:
@@ -104,10 +111,11 @@ def _fuse(root: nn.Module, graph: fx.Graph, chain: list[fx.Node]) -> tuple[str, 
     cls = fused_class(modules[0])
     assert cls is not None
     norm = next((m for m in modules if is_norm_of(m, cls)), None)
-    names = tuple(op_name(str(node.target)) for node in chain)
+    ops = [node for node, module in zip(chain, modules, strict=True) if not isinstance(module, nn.Identity)]
+    names = tuple(op_name(str(node.target)) for node in ops)
     fused = fuse_gemm(cls, modules[0], norm, Epilogue(add is not None, _activation(modules[-1])), names)
     home = str((add or chain[0]).target)
-    for node in chain:
+    for node in ops:
         _set_module(root, str(node.target), Identity())
     _set_module(root, home, fused)
     if add is not None:

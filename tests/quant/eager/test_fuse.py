@@ -30,11 +30,19 @@ BASES: dict[str, tuple[Any, Any, tuple[int, ...]]] = {
         (2, 4, 6, 6),
     ),
     "Conv1d": (lambda: nn.Conv1d(4, 4, 3, padding=1), nn.BatchNorm1d, (2, 4, 9)),
+    "Conv3d": (lambda: nn.Conv3d(4, 4, 3, padding=1), nn.BatchNorm3d, (2, 4, 4, 5, 3)),
+    "ConvTranspose1d": (lambda: nn.ConvTranspose1d(4, 4, 3, padding=1), nn.BatchNorm1d, (2, 4, 9)),
+    "ConvTranspose2d": (lambda: nn.ConvTranspose2d(4, 4, 3, padding=1), nn.BatchNorm2d, (2, 4, 6, 6)),
+    "ConvTranspose2d_grouped_no_bias": (
+        lambda: nn.ConvTranspose2d(4, 4, 3, padding=1, groups=2, bias=False),
+        nn.BatchNorm2d,
+        (2, 4, 6, 6),
+    ),
     "Linear": (lambda: nn.Linear(4, 4), nn.BatchNorm1d, (7, 4)),
 }
 PATTERNS = [
     ("bn",), ("relu",), ("relu6",), ("add",), ("bn", "relu"),
-    ("bn", "add"), ("add", "relu"), ("bn", "add", "relu"), ("bn", "relu6"),
+    ("bn", "add"), ("add", "relu"), ("bn", "add", "relu"), ("bn", "relu6"), ("bn", "add", "relu6"), ("add", "relu6"),
 ]  # fmt: skip
 
 
@@ -54,7 +62,9 @@ def run_float(modules: list[nn.Module], x: Tensor, other: Tensor) -> Tensor:
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("pattern", PATTERNS, ids="-".join)
 @pytest.mark.parametrize("training", [False, True])
-def test_fuse_known_modules_pattern_equals_float_in_eval(base: str, pattern: tuple[str, ...], training: bool) -> None:
+def test_fuse_known_modules_pattern_equals_float_in_eval_R17(
+    base: str, pattern: tuple[str, ...], training: bool
+) -> None:
     modules, x = group(base, pattern)
     other = torch.randn_like(x)
     with torch.no_grad():
@@ -65,6 +75,21 @@ def test_fuse_known_modules_pattern_equals_float_in_eval(base: str, pattern: tup
         assert all(isinstance(m, Identity) for i, m in enumerate(fused) if i != home)
         result = fused[home].add(x, other) if "add" in pattern else fused[home](x)
     torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_fuse_known_modules_transposed_conv_folds_along_its_output_channels(groups: int) -> None:
+    conv, batch_norm = nn.ConvTranspose2d(4, 8, 3, stride=2, groups=groups), norm(nn.BatchNorm2d, 8).eval()
+    x = torch.randn(2, 4, 5, 5)
+    fused = fuse_known_modules([conv, batch_norm])[0]
+    assert fused.weight.shape == conv.weight.shape
+    torch.testing.assert_close(fused(x), batch_norm(conv(x)), rtol=1e-5, atol=1e-5)
+
+
+def test_fuse_known_modules_sync_batch_norm_is_folded() -> None:
+    conv, batch_norm = nn.Conv2d(4, 4, 3), norm(nn.SyncBatchNorm).eval()
+    x = torch.randn(2, 4, 5, 5)
+    torch.testing.assert_close(fuse_known_modules([conv, batch_norm])[0](x), batch_norm(conv(x)), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("pattern", "name"), [
@@ -163,7 +188,7 @@ def test_fuse_modules_custom_mapping_is_used() -> None:
     assert isinstance(fused[1], Identity)
 
 
-def test_fuse_known_modules_works_as_torchs_fuser_func() -> None:
+def test_fuse_known_modules_works_as_torchs_fuser_func_R17_A1() -> None:
     quantization = pytest.importorskip("torch.ao.quantization.fuse_modules")
     block = ConvBnRelu(3, 4).eval()
     x = images()[0]

@@ -21,10 +21,12 @@ BODIES: dict[str, Any] = {
     "functional_right": lambda s, x: s.ff.add(x, s.bn(s.conv(x))),
     "without_bn": lambda s, x: x + s.conv(x),
     "in_place": lambda s, x: s.bn(s.conv(x)).add_(x),
+    "identities": lambda s, x: x + s.nothing(s.bn(s.nothing(s.conv(x)))),
 }
 ACTIVATIONS: dict[str, Any] = {
     "none": lambda s, x: x, "module": lambda s, x: s.relu(x), "function": lambda s, x: F.relu(x),
     "relu6_module": lambda s, x: s.relu6(x), "relu6_function": lambda s, x: F.relu6(x), "method": lambda s, x: x.relu(),
+    "torch": lambda s, x: torch.relu(x), "behind_identity": lambda s, x: s.relu(s.nothing(x)),
 }  # fmt: skip
 
 
@@ -32,7 +34,7 @@ class Body(Stubbed):
     def __init__(self, body: str = "conv_left", activation: str = "none") -> None:
         super().__init__()
         self.conv, self.bn, self.ff = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), FloatFunctional()
-        self.relu, self.relu6 = nn.ReLU(), nn.ReLU6(inplace=True)
+        self.relu, self.relu6, self.nothing = nn.ReLU(), nn.ReLU6(inplace=True), nn.Identity()
         self.chosen = BODIES[body], ACTIVATIONS[activation]
 
     def body(self, x: Any) -> Any:
@@ -46,13 +48,68 @@ def fused_of(model: nn.Module) -> list[FusedGemm]:
 
 @pytest.mark.parametrize("body", BODIES)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_fuse_fx_both_operand_orders_fuse_into_one_and_equal_float(body: str, activation: str) -> None:
+def test_fuse_fx_both_operand_orders_fuse_into_one_and_equal_float_R18(body: str, activation: str) -> None:
     model = make(lambda: Body(body, activation))  # type: ignore[arg-type]
     fused = fuse_fx(model)
     (op,) = [m for m in fused.modules() if isinstance(m, FusedGemm)]
     assert op.epilogue.has_add
     assert bool(op.epilogue.activation) == (activation != "none")
     torch.testing.assert_close(fused(images()[0]), model(images()[0]), rtol=1e-5, atol=1e-5)
+
+
+WEIGHTED: dict[str, tuple[Any, Any, tuple[int, ...]]] = {
+    "Conv1d": (lambda: nn.Conv1d(4, 4, 3, padding=1), nn.BatchNorm1d, (3, 4, 9)),
+    "Conv3d": (lambda: nn.Conv3d(4, 4, 3, padding=1), nn.BatchNorm3d, (2, 4, 4, 5, 4)),
+    "ConvTranspose1d": (lambda: nn.ConvTranspose1d(4, 4, 3, padding=1), nn.BatchNorm1d, (3, 4, 9)),
+    "ConvTranspose2d": (lambda: nn.ConvTranspose2d(4, 4, 3, padding=1), nn.BatchNorm2d, (2, 4, 6, 6)),
+    "ConvTranspose2d_grouped": (
+        lambda: nn.ConvTranspose2d(4, 4, 3, padding=1, groups=2),
+        nn.BatchNorm2d,
+        (2, 4, 6, 6),
+    ),
+    "ConvTranspose3d": (lambda: nn.ConvTranspose3d(4, 4, 3, padding=1), nn.BatchNorm3d, (2, 4, 4, 5, 4)),
+    "Linear": (lambda: nn.Linear(4, 4), nn.BatchNorm1d, (7, 4)),
+}
+
+
+class WeightedBody(Body):
+    def __init__(self, base: str, body: str) -> None:
+        super().__init__(body, "module")
+        make_base, norm_class, _ = WEIGHTED[base]
+        self.conv, self.bn = make_base(), norm_class(4)
+
+
+@pytest.mark.parametrize("base", WEIGHTED)
+@pytest.mark.parametrize("body", ["conv_left", "conv_right"])
+def test_fuse_fx_every_weighted_op_with_both_operand_orders_R18(base: str, body: str) -> None:
+    model = make(lambda: WeightedBody(base, body))  # type: ignore[arg-type]
+    x = torch.randn(WEIGHTED[base][2])
+    (op,) = fused_of(model)
+    assert (op.epilogue.has_add, op.epilogue.activation) == (True, "relu")
+    assert len(op.fused_names) == 4
+    torch.testing.assert_close(fuse_fx(model)(x), model(x), rtol=1e-5, atol=1e-5)
+    prepared = fx(model, [x])
+    y, y_fq, y_q = model(x), prepared(x), convert_fx(prepared)(x)
+    step = float(y.detach().abs().max()) / 127
+    assert float((y - y_fq).detach().abs().max()) < 6 * step
+    assert float((y_fq - y_q).detach().abs().max()) < 1.5 * step
+
+
+def test_fuse_fx_transposed_conv_with_output_size_is_left_alone() -> None:
+    class Sized(Stubbed):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.relu = nn.ConvTranspose2d(3, 3, 2, stride=2), nn.ReLU()
+
+        def body(self, x: Any) -> Any:
+            return self.relu(self.up(x, output_size=[17, 17]))
+
+    model = make(Sized)
+    x = images()[0][..., :8, :8]
+    assert not fused_of(model)
+    assert model(x).shape[2:] == (17, 17)
+    prepared = fx(model, [x])
+    assert prepared(x).shape == convert_fx(prepared)(x).shape == model(x).shape
 
 
 @pytest.mark.parametrize("body", ["conv_left", "conv_right"])
