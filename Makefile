@@ -15,12 +15,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
 
-.PHONY: help demo test bench lint docs browser clean
+.PHONY: help demo test test-all bench lint docs browser clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo [MODEL=pitfalls|mobilenet_v2]   profile a sample model, write the page and the archive"
+	@echo "make demo [MODEL=pitfalls|mobilenet_v2|...] profile a sample model, write the page and the archive"
 	@echo "make test                                 run the tests (with Chromium where it can be had)"
+	@echo "make test-all                             the same and those that take minutes: whole flows, heavy sweeps"
 	@echo "make lint                                 ruff and mypy --strict"
 	@echo "make bench                                compare speed and memory with other tools"
 	@echo "make docs                                 write docs/operators.md from the operator table"
@@ -30,6 +31,9 @@ demo: $(VENV)/.stamp-demo
 	@$(BIN)/python -m profiler demo --model $(MODEL) --out $(OUT)
 
 test: $(VENV)/.stamp-dev browser
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not heavy" $(PYTEST_ARGS)
+
+test-all: $(VENV)/.stamp-dev browser
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto $(PYTEST_ARGS)
 
 lint: $(VENV)/.stamp-dev
