@@ -10,8 +10,13 @@ from profiler.quant.fx.fuse import FuseMode
 from profiler.quant.fx.prepare import convert_fx, fuse_fx, prepare_qat_fx
 from profiler.quant.march import March, get_march, set_march
 from profiler.quant.observers import (
+    ClipObserver,
+    ClipStdObserver,
     FixedScaleObserver,
+    HistogramObserver,
+    KLObserver,
     MinMaxObserver,
+    MixObserver,
     MovingAverageMinMaxObserver,
     MovingAveragePerChannelMinMaxObserver,
     MSEObserver,
@@ -43,15 +48,20 @@ from profiler.quant.states import FakeQuantState, set_fake_quantize
 from profiler.quant.stubs import DeQuantStub, QuantStub
 
 __all__ = [
+    "ClipObserver",
+    "ClipStdObserver",
     "DeQuantStub",
     "FakeQuantState",
     "FakeQuantize",
     "FixedScaleObserver",
     "FloatFunctional",
     "FuseMode",
+    "HistogramObserver",
+    "KLObserver",
     "MSEObserver",
     "March",
     "MinMaxObserver",
+    "MixObserver",
     "MovingAverageMinMaxObserver",
     "MovingAveragePerChannelMinMaxObserver",
     "PercentileObserver",
