@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from profiler.errors import ConfigError, UnsupportedOpError
 from profiler.quant.deploy.follow import OpFollower, RunningOp, following
+from profiler.quant.deploy.fuse import fuse_requantization
 from profiler.quant.deploy.graph import GraphBuilder, Value
 from profiler.quant.deploy.recorder import Recorder
 from profiler.quant.deploy.structure import bind_inputs, describe_output, flat_tensors, input_names, on_cpu
@@ -126,6 +127,10 @@ class _Recording:
         if mark_ops:
             marked = {mark.value: mark.tensor for mark in self.marks}
             outputs += [Value(v, t.dtype, tuple(t.shape)) for v, t in marked.items() if v not in names]
+        needed = {value.name for value in outputs}
+        scales = {mark.value: mark.scale for mark in self.marks if mark.scale is not None and mark.scale.dim() == 0}
+        fuse_requantization(self.builder, needed, scales)
+        self.builder.drop_unused(needed)
         proto = self.builder.model(inputs, outputs, doc)
         return Exported(proto, [v.name for v in inputs], names, spec, tensors, self.marks)
 

@@ -151,6 +151,20 @@ class GraphBuilder:
             self._initializers[key] = (self.unique(f"{self.scope}/constant" if self.scope else "constant"), tensor)
         return self._initializers[key][0]
 
+    def constants(self) -> dict[str, Tensor]:
+        """Contents of all initializers by name."""
+        return dict(self._initializers.values())
+
+    def drop_unused(self, outputs: set[str]) -> None:
+        """Remove nodes and initializers that no output needs."""
+        needed, kept = set(outputs), []
+        for node in reversed(self.nodes):
+            if needed.intersection(node.output):
+                needed.update(node.input)
+                kept.append(node)
+        self.nodes[:] = kept[::-1]
+        self._initializers = {key: item for key, item in self._initializers.items() if item[0] in needed}
+
     def model(self, inputs: Sequence[Value], outputs: Sequence[Value], doc: str = "") -> Any:
         """The finished `onnx.ModelProto`.
 

@@ -66,7 +66,7 @@ def integer_conv(
         return made
 
     y = _recombined(g, batched, codes, product)
-    return g.reshape(y, g.out.shape)
+    return y if len(shape_of(x)) == num_spatial + 2 else g.reshape(y, g.out.shape)
 
 
 def integer_matmul(g: Emission, x: Value, other: Value) -> Value | None:
