@@ -21,6 +21,11 @@ ROUNDING = {
     ("add.py", "add_codes"),
     ("add.py", "_rescaled"),
     ("relu.py", "relu6_codes"),
+    ("norm.py", "_centred"),  # float64 square root and division of exact integer sums
+    ("norm.py", "_affine_codes"),
+    ("softmax.py", "_share_codes"),  # float64 division of exact integer sums
+    ("softmax.py", "log_softmax_codes"),
+    ("prelu.py", "prelu_codes"),  # multipliers
     ("affine.py", "quantize"),
     ("affine.py", "dequantize"),
     ("affine.py", "round_half_even"),
@@ -29,6 +34,7 @@ ROUNDING = {
 # Scales, multipliers, divisors and the weights' plans: functions of parameters and shapes, never of activations.
 PARAMETERS = {
     ("gemm.py", "_make_plan"), ("gemm.py", "_weight_that_fits_bias"), ("gemm.py", "_plan"),
+    ("lookup.py", "make_table"), ("softmax.py", "_exp_table"), ("softmax.py", "_log_tables"),
     ("pool.py", "_window_areas"), ("requantize.py", "carrier_dtype"),
 }  # fmt: skip
 MOVES = NOT_OPS | {"to", "reshape", "as_subclass", "view", "contiguous", "expand", "clone", "detach", "isfinite"}

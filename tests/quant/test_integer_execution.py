@@ -53,6 +53,20 @@ class EveryOp(Stubbed):
         return self.linear(self.conv1d(x).mean(2))
 
 
+class NonLinear(Stubbed):
+    """Tables, norms, softmax and slopes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.linear = nn.Conv2d(3, 6, 3, padding=1), nn.Linear(6, 4)
+        self.prelu, self.norm, self.group = nn.PReLU(6), nn.LayerNorm(8), nn.GroupNorm(2, 6)
+
+    def body(self, x: Any) -> Any:
+        x = self.group(self.norm(self.prelu(F.gelu(self.conv(x)))))
+        x = torch.softmax(x.clamp(-1, 1), 1).sqrt() * torch.sigmoid(x)
+        return self.linear(F.log_softmax(x, 1).mean((2, 3)).exp())
+
+
 NETS = (EveryOp, Residual, SharedModule, CalledTwice, InPlaceAdd, InPlaceRelu, NestedLoop, WithFunctional)
 QCONFIGS = {
     "int8": default_calib_8bit_fake_quant_qconfig,
@@ -71,7 +85,7 @@ def integer_model(cls: type[nn.Module], front_end: str, precision: str = "int8")
 
 
 @pytest.mark.parametrize("front_end", FRONT_ENDS)
-@pytest.mark.parametrize("cls", NETS)
+@pytest.mark.parametrize("cls", [*NETS, NonLinear])
 @pytest.mark.parametrize("precision", ["int8", "int16"])
 def test_integer_model_does_no_float_arithmetic_between_the_stubs(
     cls: type[nn.Module], front_end: str, precision: str
@@ -104,8 +118,8 @@ def test_integer_model_weights_are_int8_tensors(cls: type[nn.Module], front_end:
 
 def test_watch_sees_an_op_that_was_left_in_float() -> None:
     _, watch = Watched(integer_model(UnsupportedMiddle, "fx"))(images()[0])
-    assert any("prelu" in violation for violation in watch.violations)
-    assert any("softmax" in violation for violation in watch.violations)
+    assert any("avg_pool2d" in violation for violation in watch.violations)
+    assert any("cumsum" in violation for violation in watch.violations)
 
 
 def test_watch_sees_a_float_weight_in_an_integer_op() -> None:

@@ -43,7 +43,9 @@ class FakeQuantWithParameters(QuantOp):
 
     def to_integer(self) -> IntegerWithParameters:
         """The integer form."""
-        return IntegerWithParameters(self)
+        module = adopt(IntegerWithParameters, self)
+        module.take(self, self.operands())
+        return module
 
     def _get_name(self) -> str:
         return self.base_name
@@ -55,29 +57,27 @@ class FakeQuantWithParameters(QuantOp):
 
 
 class IntegerWithParameters(QuantOp):
-    """Integer form: the parameters are float32 constants.
-
-    Args:
-        module: fake-quant form.
-    """
+    """Integer form: the parameters are float32 constants."""
 
     out_scale: Tensor | None
     out_info: QInfo | None
     out_dtype: str
+    spec_name: str
+    base_name: str
+    unbatched_dim: int
 
-    def __init__(self, module: FakeQuantWithParameters) -> None:
-        super().__init__()
-        self.train(module.training)
+    def take(self, module: FakeQuantWithParameters, operands: dict[str, Any]) -> None:
+        """Set the function of the fake-quant form with these operands, and its output quantization."""
         self.spec_name, self.base_name = module.spec_name, module.base_name
         self.unbatched_dim = module.unbatched_dim
-        self.constants: dict[str, Any] = {}
-        self.tensors: list[str] = []
-        for name, value in module.operands().items():
-            if isinstance(value, Tensor):
-                self.register_buffer(name, value.detach().clone())
-                self.tensors.append(name)
-            else:
-                self.constants[name] = value
+        self._parameters.clear()
+        self._buffers.clear()
+        self.constants = {name: value for name, value in operands.items() if not isinstance(value, Tensor)}
+        self.tensors = [name for name in operands if name not in self.constants]
+        for name in operands:
+            self.__dict__.pop(name, None)
+        for name in self.tensors:
+            self.register_buffer(name, operands[name].detach().clone())
         take_output(self, module.activation_post_process)
 
     def forward(self, input: Tensor) -> Any:
