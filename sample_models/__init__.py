@@ -1,9 +1,10 @@
-"""Small trained networks on real data: a healthy one, and one with planted quantization faults."""
+"""Small trained networks on real data: healthy ones, and one with planted quantization faults."""
 
 from __future__ import annotations
 
 SAMPLES: dict[str, str] = {
     "mobilenet_v2": "sample_models.mobilenet_v2",
     "pitfalls": "sample_models.pitfalls",
+    "yolov3": "sample_models.yolov3",
 }
 """Name -> module with `load`, `calibration_batches`, `evaluate` and `profile`; import it with `importlib`."""
