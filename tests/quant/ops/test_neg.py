@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from tests.quant.op_forms import (
+    assert_codes_equal,
+    assert_nearly_same_codes,
+    assert_within_one_step,
+    fake_quantized_float64,
+    on_grid,
+    quantized,
+)
+from tests.quant.ops.arithmetic_cases import (
+    RANGES,
+    S,
+    check_gradients,
+    check_in_networks,
+    function_forms,
+    real,
+    rounded,
+)
+from tests.quant.ops.table_cases import every_code
+
+
+@pytest.mark.parametrize("dtype", RANGES)
+@pytest.mark.parametrize("x_scale", [0.02, 0.03141593, 0.5])
+def test_neg_every_code_equals_arithmetic(dtype: str, x_scale: float) -> None:
+    x_q = every_code(dtype)
+    fake, integer = function_forms("neg", 0.02, dtype)
+    result = integer(quantized(x_q, x_scale, dtype))
+    assert_codes_equal(result, rounded(x_q.numpy().astype(S) * (-S(x_scale) / S(0.02)), dtype), dtype)
+    y_fq = fake(on_grid(x_q, x_scale, dtype))
+    assert_nearly_same_codes(
+        y_fq, result, 0.999 if dtype == "qint8" else 0.998
+    )  # int16 codes take 16 of float32's 24 bits
+    if dtype == "qint8":
+        assert_within_one_step(y_fq, fake_quantized_float64(-real(x_q, x_scale), 0.02), float(S(0.02)))
+
+
+def test_neg_own_scale_saturates_the_lowest_code_only() -> None:
+    x_q = every_code("qint8")
+    _, integer = function_forms("neg", 0.02)
+    expected = np.minimum(-x_q.numpy().astype(np.int64), 127)
+    assert_codes_equal(integer(quantized(x_q, 0.02)), expected)
+
+
+def test_neg_gradient_is_that_of_the_float_function() -> None:
+    check_gradients(torch.neg, "neg", torch.randn(3, 4))
+
+
+@pytest.mark.parametrize("spelling", [lambda m, x: -x, lambda m, x: x.neg(), lambda m, x: (x * 2).neg_()])
+def test_neg_in_networks(spelling: object) -> None:
+    check_in_networks(spelling, "neg_0")  # type: ignore[arg-type]
