@@ -23,6 +23,7 @@ _TITLES = {
     Family.FUNCTION: ("Functions with their own output scale", "The result is observed and gets a scale."),
     Family.COMPOSITE: ("Composite operators", "Several products and functions inside, each with its own scale."),
     Family.SCALE_KEEPING: ("Scale-keeping operators", "The output has the scale of the input."),
+    Family.TABLE: ("Tables", "Rows of a quantized table; the output has the table's scale."),
     Family.INDEX: ("Comparisons and indices", "Results are booleans or indices, plain tensors."),
     Family.STUB: ("Boundaries", "Between float and integers."),
 }

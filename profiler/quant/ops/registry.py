@@ -21,6 +21,7 @@ class Family(Enum):
     FUNCTION = "own output scale"
     SCALE_KEEPING = "output scale = input scale"
     COMPOSITE = "several products and functions inside, each with its own scale"
+    TABLE = "rows of a quantized table, picked by indices; output scale = the table's"
     INDEX = "results are booleans or indices, not quantized values"
     STUB = "boundary between float and integers"
 
