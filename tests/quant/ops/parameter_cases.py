@@ -21,6 +21,7 @@ from profiler.quant import (
     set_fake_quantize,
 )
 from profiler.quant.affine import qinfo
+from tests.quant.onnx_check import assert_equals_onnx
 from tests.quant.op_forms import assert_nearly_same_codes, codes, forms_of, on_grid, quantized
 from tests.quant.stages import FRONT_ENDS, calibrate
 
@@ -95,6 +96,7 @@ def check_front_ends(op: Callable[[Any], Any], dtype: str = "qint8") -> None:
         float_y = model.eval()(batches[0]).detach()
         error = float((y_q - float_y).square().mean().sqrt() / float_y.square().mean().sqrt())
         assert error < 0.05, (front_end, error)
+        assert_equals_onnx(converted, batches[0], num_codes=3)
 
 
 def check_training_and_checkpoints(module: nn.Module) -> None:

@@ -9,13 +9,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from profiler.quant import DeQuantStub, QTensor, QuantStub
+from profiler.quant import (
+    DeQuantStub,
+    QTensor,
+    QuantStub,
+    convert_fx,
+    default_calib_8bit_fake_quant_qconfig,
+    default_calib_16bit_fake_quant_qconfig,
+)
 from profiler.quant.affine import qinfo
 from profiler.quant.ops.functional import FunctionOp
 from profiler.quant.ops.registry import get_spec, spec_of_function
+from tests.quant.onnx_check import assert_equals_onnx
 from tests.quant.op_forms import assert_codes_equal, assert_nearly_same_codes, forms_of, on_grid, quantized
 from tests.quant.stages import FRONT_ENDS
 
+CALIB_QCONFIGS = {"qint8": default_calib_8bit_fake_quant_qconfig, "qint16": default_calib_16bit_fake_quant_qconfig}
 DTYPES = (("qint8", "qint8"), ("qint8", "qint16"), ("qint16", "qint8"), ("qint16", "qint16"))
 
 
@@ -152,13 +161,21 @@ class TableTests:
                 calib = stage(OneFunction(function), batches)
                 operators = [m for m in calib.modules() if isinstance(m, FunctionOp)]
                 assert [spec_of_function(m.function) for m in operators] == [get_spec(self.name)]
-                y_fq, y_q = calib(batches[0]), convert(calib)(batches[0])
+                converted = convert(calib)
+                y_fq, y_q = calib(batches[0]), converted(batches[0])
                 assert type(y_q) is Tensor
                 assert y_q.shape == batches[0].shape
                 step = float(operators[0].activation_post_process.scale)
                 apart = (y_fq - y_q).abs() / step
                 assert float(apart.max()) < 1.01
                 assert float((apart < 0.01).float().mean()) >= 0.99
+                assert_equals_onnx(converted, batches[0], num_codes=2)
+
+    def test_onnx_runtime_every_code_equals_integer_form(self) -> None:
+        for dtype in ("qint8", "qint16"):
+            x = torch.from_numpy(real_values(dtype, self.x_scales[0])).float()
+            calib = FRONT_ENDS["fx"][0](OneFunction(self.spellings[0]), [x], CALIB_QCONFIGS[dtype])
+            assert_equals_onnx(convert_fx(calib), x, num_codes=2)
 
     def test_integer_awkward_shapes_keep_shape(self) -> None:
         integer = forms_of(self.op(), 0.1)[1]
