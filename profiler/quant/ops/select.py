@@ -26,9 +26,18 @@ def masked_fill(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[st
     """The tensor with a number where the mask is true; see `fill`."""
     bound = {**dict(zip(("input", "mask", "value"), args, strict=False)), **kwargs}
     result = fill(bound["input"], bound["mask"], bound["value"])
-    if func.__name__.endswith("_"):
-        overwrite(bound["input"], result)
+    if func.__name__.endswith("_") and isinstance(result, QTensor):
+        _overwrite(bound["input"], result)
     return result
+
+
+def _overwrite(target: QTensor, result: QTensor) -> None:
+    """Also where int8 codes become int16: the target then has new memory, and views of it keep the old one."""
+    if overwrite(target, result):
+        return
+    with torch._C.DisableTorchFunction():  # type: ignore[attr-defined]
+        target.data = result.plain
+    target.qdtype = result.qdtype
 
 
 def fill(x: Any, mask: Tensor, value: Any) -> Any:
