@@ -111,9 +111,7 @@ class BoundaryPlanner:
     def _can_run(self, spec: OpSpec, kinds: set[Value]) -> bool:
         if spec.family in (Family.GEMM, Family.COMPOSITE):
             return Value.QUANTIZED in kinds or Value.FLOAT in kinds
-        if (
-            spec.family is Family.TABLE
-        ):  # indices say nothing about the region; in front of a user's stub it stays float
+        if spec.family is Family.TABLE:  # its indices do not tell the region; before a user's own stub it stays float
             return self.auto_stubs
         return Value.QUANTIZED in kinds
 
