@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from profiler.quant import QTensor
+from tests.quant.onnx_check import assert_equals_onnx
 from tests.quant.op_forms import codes, on_grid, quantized
 from tests.quant.ops.spatial_gemm_cases import Stubbed
 from tests.quant.stages import FRONT_ENDS
@@ -66,15 +67,17 @@ def in_calibration(x: Tensor) -> QTensor:
 
 
 def assert_front_ends_run(op: nn.Module, shape: tuple[int, ...]) -> None:
-    """The prepared model predicts the converted one exactly; both stay within two steps of the float model."""
+    """The prepared model predicts the converted one exactly, and so does ONNX Runtime; all are near float."""
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     for prepare, convert in FRONT_ENDS.values():
         model = Stubbed(op).eval()
         prepared = prepare(model, [x])
-        y, y_fq, y_q = model(x), prepared(x), convert(prepared)(x)
+        converted = convert(prepared)
+        y, y_fq, y_q = model(x), prepared(x), converted(x)
         step = float(x.abs().max()) / 127
         assert float((y - y_fq).abs().max()) < 2 * step
         assert torch.allclose(y_q, y_fq, rtol=1e-6, atol=0)
+        assert_equals_onnx(converted, x)
 
 
 def assert_gradient_is_that_of_the_op(op: Callable[[Any], Any], shape: tuple[int, ...]) -> None:

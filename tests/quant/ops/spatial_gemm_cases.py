@@ -21,6 +21,7 @@ from tests.quant.integer_reference import (
     weight_codes,
 )
 from tests.quant.integer_reference import conv_accumulator as convolved
+from tests.quant.onnx_check import assert_equals_onnx
 from tests.quant.op_forms import (
     assert_nearly_same_codes,
     assert_within_one_step,
@@ -126,16 +127,18 @@ def assert_fake_quant_equals_formula_and_integer(module: Any, x_q: Tensor) -> No
 
 
 def assert_front_ends_convert(make_op: Any, shape: tuple[int, ...]) -> None:
-    """Both front ends: float near fake quant, fake quant near integers, finite gradients in training."""
+    """Both front ends: float near fake quant, fake quant near integers, which ONNX Runtime equals, finite gradients."""
     for name, (prepare, convert_it) in FRONT_ENDS.items():
         torch.manual_seed(0)
         model = Stubbed(make_op()).eval()
         x = torch.randn(shape)
         prepared = prepare(model, [x])
-        y, y_fq, y_q = model(x), prepared(x), convert_it(prepared)(x)
+        converted = convert_it(prepared)
+        y, y_fq, y_q = model(x), prepared(x), converted(x)
         step = float(y.detach().abs().max()) / 127
         assert float((y - y_fq).detach().abs().max()) < 8 * step, name
         assert float((y_q - y_fq).detach().abs().max()) < 2.5 * step, name
+        assert_equals_onnx(converted, x)
         prepared.train()
         prepared(x).square().mean().backward()
         grads = [p.grad for p in prepared.parameters()]

@@ -19,6 +19,7 @@ from tests.quant.op_forms import (
     on_grid,
     quantized,
 )
+from tests.quant.ops.average_cases import assert_front_ends_run_it
 from tests.quant.ops.pool_cases import averaged
 
 X_SCALE, OUT_SCALE = 0.0512345, 0.0238281  # a ratio that makes no ties
@@ -65,3 +66,8 @@ def test_adaptive_avg_pool2d_int16_and_empty_batch() -> None:
     x_q = codes((2, 2, 9, 9), dtype="qint16")
     assert_codes_equal(integer(quantized(x_q, X_SCALE, "qint16")), expected(x_q.numpy(), 2, INT16), "qint16")
     assert integer(quantized(x_q[:0], X_SCALE, "qint16")).shape == (0, 2, 2, 2)
+
+
+def test_adaptive_avg_pool2d_runs_in_both_front_ends_and_onnx_runtime() -> None:
+    assert_front_ends_run_it(nn.AdaptiveAvgPool2d((3, 2)), (2, 3, 7, 8))
+    assert_front_ends_run_it(nn.AdaptiveAvgPool2d(1), (2, 3, 7, 8))

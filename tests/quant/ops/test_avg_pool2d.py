@@ -19,6 +19,7 @@ from tests.quant.op_forms import (
     on_grid,
     quantized,
 )
+from tests.quant.ops.average_cases import assert_front_ends_run_it
 from tests.quant.ops.pool_cases import averaged, windows
 
 X_SCALE, OUT_SCALE = 0.0512345, 0.0318281  # a ratio that makes no ties
@@ -94,3 +95,7 @@ def test_avg_pool2d_fake_quant_gradient_is_that_of_the_mean() -> None:
     assert x.grad is not None
     assert bool((x.grad == 0.25).all())
     assert F.avg_pool2d(x, 2).abs().max() < 12.7
+
+
+def test_avg_pool2d_runs_in_both_front_ends_and_onnx_runtime() -> None:
+    assert_front_ends_run_it(nn.AvgPool2d(3, 2, 1, ceil_mode=True, count_include_pad=False), (2, 3, 7, 8))

@@ -28,12 +28,14 @@ from tests.quant.op_forms import (
     on_grid,
     quantized,
 )
+from tests.quant.ops.spatial_gemm_cases import assert_front_ends_convert
 
 X_SCALE = 0.043
 CASES = [
     (nn.BatchNorm2d, (6, 5, 7, 8)),
     (nn.BatchNorm1d, (6, 5, 9)),
     (nn.BatchNorm1d, (6, 5)),
+    (nn.BatchNorm3d, (3, 5, 4, 3, 6)),
     (nn.BatchNorm2d, (0, 5, 7, 8)),
 ]
 
@@ -73,7 +75,7 @@ def test_batch_norm_integer_form_equals_integer_arithmetic(cls: Any, shape: Any,
     assert_codes_equal(integer(quantized(x_q, X_SCALE, dtype)), expected, dtype)
 
 
-@pytest.mark.parametrize(("cls", "shape"), CASES[:3])
+@pytest.mark.parametrize(("cls", "shape"), CASES[:4])
 def test_batch_norm_fake_quant_equals_formula_and_integer_form(cls: Any, shape: Any) -> None:
     module, x_q = norm(cls), codes(shape)
     fake, integer = forms_of(module, 0.11)
@@ -96,11 +98,12 @@ def test_batch_norm_fake_quant_eval_is_near_float() -> None:
     assert float(error.detach().max()) < 0.11 / 2 + 0.005 * float(module(x.dequantize()).detach().abs().max())
 
 
-def test_batch_norm_fake_quant_training_follows_the_batch_and_moves_the_statistics() -> None:
-    module = norm(nn.BatchNorm2d).train()
+@pytest.mark.parametrize(("cls", "shape"), [(nn.BatchNorm2d, (16, 5, 6, 6)), (nn.BatchNorm3d, (8, 5, 3, 4, 4))])
+def test_batch_norm_fake_quant_training_follows_the_batch_and_moves_the_statistics(cls: Any, shape: Any) -> None:
+    module = norm(cls).train()
     before = module.running_mean.clone()
     fake: Any = fake_quant_form(module, default_qat_8bit_fake_quant_qconfig)
-    x = torch.randn(16, 5, 6, 6)
+    x = torch.randn(shape)
     y = fake(x).dequantize()
     expected = nn.functional.batch_norm(x, None, None, module.weight, module.bias, training=True)
     assert float((y - expected).abs().max()) <= float(fake.activation_post_process.scale) * 1.01
@@ -118,3 +121,8 @@ def test_batch_norm_integer_follows_statistics_moved_after_prepare() -> None:
 def test_batch_norm_without_running_statistics_stays_float() -> None:
     module = nn.BatchNorm2d(3, track_running_stats=False)
     assert fake_quant_form(module, default_qat_8bit_fake_quant_qconfig) is module
+
+
+@pytest.mark.parametrize(("cls", "shape"), CASES[:4])
+def test_batch_norm_runs_in_both_front_ends_and_onnx_runtime(cls: Any, shape: Any) -> None:
+    assert_front_ends_convert(lambda: norm(cls), shape)

@@ -20,6 +20,7 @@ from profiler.quant import (
 from profiler.quant.ops.embedding import FakeQuantEmbedding, IntegerEmbedding
 from profiler.quant.swap import fake_quant_form
 from tests.quant.integer_reference import INT8, INT16
+from tests.quant.onnx_check import assert_equals_onnx
 from tests.quant.op_forms import HIGH_PRECISION, QCONFIGS, codes, on_grid, quantized
 from tests.quant.stages import FRONT_ENDS, calibrate
 
@@ -135,6 +136,7 @@ def test_embedding_fx_without_stubs_is_quantized_from_the_indices_on() -> None:
     step = float(y.detach().abs().max()) / 127
     assert float((y - y_fq).detach().abs().max()) < 4 * step
     assert float((y_fq - y_q).detach().abs().max()) < 1.01 * step
+    assert_equals_onnx(converted, INDICES)
 
 
 @pytest.mark.parametrize("front_end", FRONT_ENDS)

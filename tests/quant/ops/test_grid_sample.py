@@ -12,18 +12,20 @@ from torch import Tensor, nn
 
 from profiler.errors import UnsupportedOpError
 from profiler.quant import DeQuantStub, QTensor, QuantStub
+from tests.quant.onnx_check import assert_equals_onnx
 from tests.quant.op_forms import codes, on_grid, quantized
 from tests.quant.ops.scale_keeping_cases import (
     SCALE,
+    Call,
+    assert_front_ends_run,
     assert_gradient_is_that_of_the_op,
     assert_rounds_to_the_grid,
     in_calibration,
 )
 from tests.quant.stages import FRONT_ENDS
 
-IMAGE_CASES = list(
-    itertools.product(["bilinear", "nearest", "bicubic"], ["zeros", "border", "reflection"], [True, False])
-)
+MODES, PADDINGS = ["bilinear", "nearest", "bicubic"], ["zeros", "border", "reflection"]
+IMAGE_CASES = list(itertools.product(MODES, PADDINGS, [True, False]))
 VOLUME_CASES = [case for case in IMAGE_CASES if case[0] != "bicubic"]
 
 
@@ -138,7 +140,15 @@ def test_grid_sample_runs_in_both_front_ends(front_end: str) -> None:
     torch.manual_seed(0)
     model, inputs = Warp().eval(), {"x": torch.randn(2, 3, 6, 6), "grid": grid_of(2, 4, 4, 2, reach=1.0)}
     prepared = prepare(model, [inputs])
-    y, y_fq, y_q = model(**inputs), prepared(**inputs), convert(prepared)(**inputs)
+    converted = convert(prepared)
+    y, y_fq, y_q = model(**inputs), prepared(**inputs), converted(**inputs)
     step = float(y.detach().abs().max()) / 127
     assert float((y - y_fq).detach().abs().max()) < 8 * step
     assert float((y_fq - y_q).detach().abs().max()) < 2.1 * step
+    assert_equals_onnx(converted, inputs["x"], inputs["grid"])
+
+
+@pytest.mark.parametrize(("mode", "padding"), list(itertools.product(MODES, PADDINGS)))
+def test_grid_sample_equals_onnx_runtime(mode: str, padding: str) -> None:
+    grid = grid_of(2, 4, 5, 2)
+    assert_front_ends_run(Call(lambda x: F.grid_sample(x, grid, mode, padding, False)), (2, 3, 6, 7))
