@@ -2,6 +2,7 @@
 
 from profiler.quant import ops
 from profiler.quant.affine import qinfo, qint4, qint8, qint16, qint32
+from profiler.quant.consistency import ConsistencyStrategy
 from profiler.quant.eager.convert import convert
 from profiler.quant.eager.fuse import fuse_known_modules, fuse_modules
 from profiler.quant.eager.prepare import prepare_qat
@@ -23,6 +24,22 @@ from profiler.quant.observers import (
     PercentileObserver,
 )
 from profiler.quant.ops.functional import FloatFunctional
+from profiler.quant.ops.module_forms import (
+    Ceil,
+    Cos,
+    Div,
+    Erf,
+    Exp,
+    Floor,
+    HardLog,
+    Interpolate,
+    Log,
+    Pow,
+    Reciprocal,
+    Sin,
+    Sqrt,
+)
+from profiler.quant.ops.segment_lut import SegmentLUT
 from profiler.quant.policy import set_state_policy
 from profiler.quant.qat_mode import QATMode, set_qat_mode
 from profiler.quant.qconfig import (
@@ -48,16 +65,26 @@ from profiler.quant.states import FakeQuantState, set_fake_quantize
 from profiler.quant.stubs import DeQuantStub, QuantStub
 
 __all__ = [
+    "Ceil",
     "ClipObserver",
     "ClipStdObserver",
+    "Cos",
+    "ConsistencyStrategy",
     "DeQuantStub",
+    "Div",
+    "Erf",
+    "Exp",
     "FakeQuantState",
     "FakeQuantize",
     "FixedScaleObserver",
     "FloatFunctional",
+    "Floor",
     "FuseMode",
+    "HardLog",
     "HistogramObserver",
+    "Interpolate",
     "KLObserver",
+    "Log",
     "MSEObserver",
     "March",
     "MinMaxObserver",
@@ -65,10 +92,15 @@ __all__ = [
     "MovingAverageMinMaxObserver",
     "MovingAveragePerChannelMinMaxObserver",
     "PercentileObserver",
+    "Pow",
     "QATMode",
     "QConfig",
     "QTensor",
     "QuantStub",
+    "Reciprocal",
+    "SegmentLUT",
+    "Sin",
+    "Sqrt",
     "convert",
     "convert_fx",
     "default_calib_8bit_fake_quant_qconfig",

@@ -25,7 +25,8 @@ Purpose = Literal["calib", "qat", ""]
 class QConfig:
     """Factories for one op: `activation` (its output; None leaves it unquantized), `weight`, `input`.
 
-    A qconfig is a value and callable: `q()` is `q`.
+    A qconfig is a value and callable: `q()` is `q`. Prepare writes into its own copy what was asked for
+    (`fallback_from`) and why the target got something else (`fallback_reason`).
 
     Raises:
         ConfigError: an instance was given instead of a factory (`FakeQuantize.with_args(...)`).
@@ -35,6 +36,8 @@ class QConfig:
     weight: Any = None
     input: Any = None
     purpose: Purpose = ""
+    fallback_from: str = ""
+    fallback_reason: str = ""
 
     def __post_init__(self) -> None:
         for role in ("activation", "weight", "input"):

@@ -107,11 +107,12 @@ def effect_of(name: str, module: nn.Module, qconfig: QConfig | None) -> QuantEff
     """What the qconfig did to a module that was prepared with it."""
     if qconfig is None:
         return QuantEffect(op_name(name), "None", "torch.float32", "qconfig is None")
-    actual, requested = actual_dtype(module), qconfig.activation_dtype
-    reason = ""
+    actual, requested = actual_dtype(module), qconfig.fallback_from or qconfig.activation_dtype
+    reason = qconfig.fallback_reason
     is_stub = getattr(spec_of_module(module), "family", None) is Family.STUB
     if actual == "torch.float32" != requested and not is_stub and not hasattr(module, "to_integer"):
-        reason = f"no quantized form of {type(module).__name__}: runs in float between automatic boundaries"
+        reason = refusal_of(module) or f"no quantized form of {type(module).__name__}"
+        reason += ": runs in float between automatic boundaries"
     return QuantEffect(op_name(name), requested, actual, reason)
 
 

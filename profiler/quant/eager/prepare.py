@@ -27,6 +27,8 @@ from profiler.quant.swap import (
     leaves,
     require_float_model,
 )
+from profiler.quant.target import fit_qconfigs_to_target
+from profiler.quant.transformer import use_plain_forwards
 
 
 def prepare_qat(
@@ -64,8 +66,10 @@ def prepare_qat(
     if not inplace:
         model = copy_model(model)
     require_float_model(model)
+    use_plain_forwards(model)
     name_fused_groups(model)
     propagate_qconfig(model)
+    fit_qconfigs_to_target(model)
     effects = _swap_leaves(model, mapping or {}, hybrid)
     for name, module in model.named_modules():
         if isinstance(module, (FakeQuantize, ObserverBase)):

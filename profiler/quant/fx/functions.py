@@ -100,7 +100,7 @@ def _makes_tuple(root: nn.Module, source: Any) -> bool:
             return _gives_tuple(source, module.function)
         return isinstance(module, _TUPLE_MODULES)
     if source.meta.get("function") == "getitem" and source.args[1] == 1:  # (h, c) in (y, (h, c))
-        owner = source.args[0]
+        owner: Any = source.args[0]
         is_module = isinstance(owner, fx.Node) and owner.op == "call_module"
         return is_module and isinstance(root.get_submodule(str(owner.target)), nn.LSTM)
     return _gives_tuple(source, str(source.meta.get("function")))

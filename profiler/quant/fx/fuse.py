@@ -82,7 +82,8 @@ def _is_add(module: nn.Module, node: fx.Node) -> bool:
     if len(node.kwargs) or len(_operands(module, node)) != 2:
         return False
     operands = _operands(module, node)
-    return all(isinstance(o, fx.Node) for o in operands) and operands[0] is not operands[1]
+    are_activations = all(isinstance(o, fx.Node) and o.op != "get_attr" for o in operands)
+    return are_activations and operands[0] is not operands[1]
 
 
 def _operands(module: nn.Module, node: fx.Node) -> tuple[Any, ...]:

@@ -10,6 +10,7 @@ from torch import fx, nn
 
 from profiler.errors import ConfigError
 from profiler.quant.fx.boundaries import BoundaryPlanner, Plan, use_high_precision_outputs
+from profiler.quant.fx.fallback import narrow_inputs_of_fused_adds
 from profiler.quant.fx.functions import functions_to_modules
 from profiler.quant.fx.fuse import FuseMode, fuse_graph
 from profiler.quant.fx.qconfigs import apply_hybrid_dict, apply_qconfig_dict
@@ -30,6 +31,7 @@ from profiler.quant.swap import (
     fake_quant_form,
     require_float_model,
 )
+from profiler.quant.transformer import use_plain_forwards
 
 
 def has_stubs(model: nn.Module) -> bool:
@@ -47,6 +49,7 @@ def fuse_fx(
         PrepareError: the forward cannot be traced.
     """
     model = copy_model(model)
+    use_plain_forwards(model)
     traced = trace(model)
     functions_to_modules(model, traced.graph)
     if fuse_mode is FuseMode.BNAddReLU:
@@ -91,6 +94,7 @@ def prepare_qat_fx(
     require_march()
     model = copy_model(model)
     require_float_model(model)
+    use_plain_forwards(model)
     auto_stubs = not has_stubs(model)
     traced = trace(model, example_inputs=None if example_inputs is None else tuple(example_inputs))
     if example_inputs is not None:
@@ -102,6 +106,7 @@ def prepare_qat_fx(
     plan = BoundaryPlanner(model, traced.graph, auto_stubs=auto_stubs).run()
     if high_precision_outputs:
         use_high_precision_outputs(model, traced.graph, plan)
+    narrow_inputs_of_fused_adds(model, traced.graph, plan)
     planned = [effect for effect in plan.effects if effect.op not in traced.untraceable]
     effects = [*_swap(model, traced.graph, plan), *planned, *entries, *_leaf_effects(traced)]
     prepared = _graph_module(model, traced)

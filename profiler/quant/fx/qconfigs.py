@@ -14,6 +14,7 @@ from profiler.quant.modules import class_name, is_leaf
 from profiler.quant.naming import join, op_name
 from profiler.quant.qconfig import QConfig, check_qconfig_value, propagate_qconfig
 from profiler.quant.swap import QuantEffect
+from profiler.quant.target import fit_qconfigs_to_target
 
 HYBRID_ATTRIBUTE = "quant_hybrid"
 _KEYS = ("", "module_type", "module_name")
@@ -56,6 +57,7 @@ def apply_qconfig_dict(model: nn.Module, qconfig_dict: dict[str, Any] | None) ->
     if "qconfig" not in model.__dict__:
         model.__dict__["qconfig"] = check_qconfig_value(given.get("") or None, "qconfig_dict['']")
     propagate_qconfig(model)
+    fit_qconfigs_to_target(model)
     ops = entries.ops_of(model, with_own)
     known = [op_name(path) for path, _ in model.named_modules() if path]
     kinds = sorted({class_name(m) for m in model.modules()})

@@ -15,6 +15,12 @@ from profiler.quant.affine import QInfo, qinfo, scale_from_absmax
 OPTIONAL_KEYS = ("histogram", "histogram_start", "histogram_absmax")
 
 
+def power_of_two_above(scale: Tensor) -> Tensor:
+    """`2^ceil(log2 scale)`, exact: read from the float's mantissa and exponent."""
+    mantissa, exponent = torch.frexp(scale)  # scale = mantissa * 2^exponent, mantissa in [0.5, 1)
+    return torch.ldexp(torch.ones_like(scale), torch.where(mantissa == 0.5, exponent - 1, exponent))
+
+
 class ObserverBase(nn.Module):
     """Keeps a moving average of the bounds of what passes.
 
@@ -33,6 +39,7 @@ class ObserverBase(nn.Module):
         is_sync_quantize: False; one process is supported.
         factory_kwargs: `device` of the buffers.
         plain_mean: average the first batches plainly.
+        power_of_two: round scales up to powers of two, `2^ceil(log2 scale)`, as simple targets need them.
 
     Raises:
         ConfigError: an argument is out of its range, or the observer cannot work per channel.
@@ -53,6 +60,7 @@ class ObserverBase(nn.Module):
         is_sync_quantize: bool = False,
         factory_kwargs: dict[str, Any] | None = None,
         plain_mean: bool = False,
+        power_of_two: bool = False,
     ) -> None:
         super().__init__()
         if not 0 <= averaging_constant <= 1:
@@ -68,7 +76,7 @@ class ObserverBase(nn.Module):
         info = qinfo(dtype)
         self.quant_min = info.quant_min if quant_min is None else quant_min
         self.quant_max = info.quant_max if quant_max is None else quant_max
-        self.plain_mean = plain_mean
+        self.plain_mean, self.power_of_two = plain_mean, power_of_two
         self.num_batches = 0
         device = (factory_kwargs or {}).get("device")
         self.register_buffer("min_val", torch.tensor([], device=device))
@@ -126,8 +134,13 @@ class ObserverBase(nn.Module):
         if not self.is_calibrated:
             raise NotCalibratedError(f"{type(self).__name__} has observed no data; calibrate first")
         absmax = torch.maximum(self.min_val.abs(), self.max_val.abs())
-        scale = scale_from_absmax(absmax, self.quant_min, self.quant_max)
+        scale = self.scale_of(absmax)
         return scale, torch.zeros_like(scale, dtype=torch.int64)
+
+    def scale_of(self, absmax: Tensor) -> Tensor:
+        """Scale of a quantizer whose range is +-absmax."""
+        scale = scale_from_absmax(absmax, self.quant_min, self.quant_max)
+        return power_of_two_above(scale) if self.power_of_two else scale
 
     def set_absmax(self, absmax: Tensor) -> None:
         """Replace the bounds by +-absmax."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from profiler.errors import ConfigError, NotCalibratedError
-from profiler.quant.affine import qinfo, scale_from_absmax
+from profiler.quant.affine import qinfo
 from profiler.quant.observers.magnitudes import MagnitudeHistogram
 from profiler.quant.observers.searching import SearchingObserver, least_error_bound
 
@@ -73,7 +73,7 @@ class HistogramObserver(SearchingObserver):
                 observer.dtype, (observer.quant_min, observer.quant_max) = dtype, _range(dtype)
             bound = torch.tensor(observer.bound_by(method, **(method_kwargs or {})))
             set_qparams: Any = fake_quant.set_qparams
-            set_qparams(scale_from_absmax(bound, observer.quant_min, observer.quant_max))
+            set_qparams(observer.scale_of(bound))
 
     def bound_by(self, method: str, stride: int = 1, percentile: float = 0.9999) -> float:
         """Bound that a method finds on the histogram; the percentile is a fraction."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from profiler.quant.affine import along_axis, scale_from_absmax
+from profiler.quant.affine import along_axis
 from profiler.quant.modules import quantized_output
 from profiler.quant.ops.fold import batch_norm_affine
 from profiler.quant.ops.gemm import FakeQuantGemm, Gemm, IntegerGemm, make_fake_quant
@@ -61,7 +61,7 @@ class FakeQuantBatchNorm(_ChannelProduct, FakeQuantGemm):
         """Set the weight scale from the gain: with one value per channel it needs no observing."""
         gain = self.weight_and_bias()[0]
         fake_quant = self.weight_fake_quant
-        fake_quant.set_qparams(scale_from_absmax(gain.abs(), fake_quant.info.quant_min, fake_quant.info.quant_max))
+        fake_quant.set_qparams(fake_quant.activation_post_process.scale_of(gain.abs()))
 
     def to_integer(self) -> IntegerGemm:
         """The integer form, with the scale of the present gain."""

@@ -13,6 +13,10 @@ from tests.models import NestedLoop, Residual, make
 INT8, INT16, OUT = get_default_qat_qconfig(), get_default_qat_qconfig(dtype="qint16"), get_default_qat_out_qconfig()
 
 
+def requested(prepared: Any) -> dict[str, str]:
+    return {e.op: e.requested for e in prepared.quant_effects}
+
+
 def dtypes(model: Any, qconfig_dict: Any) -> dict[str, str]:
     prepared = prepare_qat_fx(model, qconfig_dict)
     found = {}
@@ -34,7 +38,7 @@ def test_qconfig_dict_type_beats_global_and_name_beats_type_and_own_beats_all() 
         "": INT8, "module_type": [(nn.Conv2d, INT16)], "module_name": {"steps.1": INT8, "steps.2": INT8},
     })  # fmt: skip
     assert found["quant"] == "qint8"
-    assert found["nest.1.0"] == "qint16"
+    assert found["nest.1.0"] == "qint8"  # it feeds a conv fused with an add
     by_step = [found[k] for k in ("steps.0", "steps.1", "steps.2") if k in found]
     assert by_step != ["qint16"] * 3
 
@@ -96,6 +100,29 @@ def test_qconfig_dict_misspelt_name_is_named_with_the_nearest() -> None:
 def test_qconfig_dict_bad_value_is_named(given: Any, text: str) -> None:
     with pytest.raises(ConfigError, match=text):
         prepare_qat_fx(make(Residual), given)
+
+
+class Fused(nn.Module):
+    """A conv fused with an add behind a conv and a ReLU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.relu, self.second = nn.Conv2d(3, 3, 1), nn.ReLU(), nn.Conv2d(3, 3, 1)
+        self.third = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: Any) -> Any:
+        y = self.first(x)
+        return self.third(self.second(self.relu(y).flatten(2).view(x.shape)) + y)
+
+
+def test_r28_producer_of_a_fused_adds_input_falls_back_with_one_line() -> None:
+    prepared: Any = prepare_qat_fx(Fused().eval(), {"": INT16})
+    (effect,) = [e for e in prepared.quant_effects if e.op == "first"]
+    assert (effect.requested, effect.actual) == ("qint16", "qint8")
+    assert effect.reason.startswith("QC4: it feeds add_0")
+    assert prepared.first.activation_post_process.dtype == "qint8"
+    others = {e.op: e.actual for e in prepared.quant_effects if e.op in ("add_0", "third")}
+    assert others == {"add_0": "qint16", "third": "qint16"}
 
 
 def test_r102_misspelt_name_is_qc5_and_a_matching_entry_lists_its_ops() -> None:
