@@ -26,7 +26,8 @@ from tests.models import Stubbed
 from tests.quant.stages import calibrate, eager
 
 MIN_MAX = get_default_calib_qconfig(calib_qkwargs={"observer": MinMaxObserver})
-BATCHES = [torch.rand(2, 3, 8, 8) for _ in range(3)]
+_SEED = torch.Generator().manual_seed(3)
+BATCHES = [torch.rand(2, 3, 8, 8, generator=_SEED) for _ in range(3)]
 
 
 class Between(Stubbed):
