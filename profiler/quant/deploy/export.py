@@ -14,9 +14,10 @@ from profiler.quant.deploy.follow import OpFollower, RunningOp, following
 from profiler.quant.deploy.fuse import fuse_requantization
 from profiler.quant.deploy.graph import GraphBuilder, Value
 from profiler.quant.deploy.recorder import Recorder
-from profiler.quant.deploy.structure import bind_inputs, describe_output, flat_tensors, input_names, on_cpu
+from profiler.quant.deploy.structure import bind_inputs, describe_output, flat_tensors, input_names, map_tensors, on_cpu
+from profiler.quant.deploy.traced import TracedRun, is_traced_module
 from profiler.quant.ops.functional import tensors_in
-from profiler.quant.qtensor import QTensor
+from profiler.quant.qtensor import QTensor, user_line
 
 
 @dataclass(frozen=True)
@@ -65,13 +66,21 @@ class Exported:
     marks: list[OpMark]
 
 
-def record_model(model: nn.Module, example_inputs: Any, *, mark_ops: bool = False, doc: str = "") -> Exported:
+def record_model(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    mark_ops: bool = False,
+    layouts: tuple[str, str] = ("NCHW", "NCHW"),
+    doc: str = "",
+) -> Exported:
     """Run a model once and write down what it computes.
 
     Args:
         model: any module in eval; its state and flags stay as they are.
         example_inputs: a tensor, a tuple or list of inputs, or a dict by parameter name; copies are moved to the CPU.
         mark_ops: make every op's results graph outputs too.
+        layouts: "NCHW" or "NHWC" of the graph's 4-d inputs and outputs; the example inputs are NCHW.
         doc: description stored in the file.
 
     Raises:
@@ -80,8 +89,10 @@ def record_model(model: nn.Module, example_inputs: Any, *, mark_ops: bool = Fals
     require_onnx()
     recording = _Recording(model)
     args, kwargs = on_cpu(bind_inputs(model, example_inputs))
+    if layouts[0] == "NHWC":
+        args, kwargs = on_cpu(map_tensors((args, kwargs), lambda t: _permuted(t, (0, 2, 3, 1))))
     inputs = recording.declare_inputs(input_names(model, args, kwargs), flat_tensors(args, kwargs))
-    output = recording.run(args, kwargs)
+    output = recording.run(args, kwargs, layouts)
     return recording.finish(inputs, output, mark_ops, doc)
 
 
@@ -92,7 +103,8 @@ class _Recording:
         self.model = model
         self.builder = GraphBuilder()
         self.follower = OpFollower(model, self._before, self._after)
-        self.recorder = Recorder(self.builder, lambda: self.follower.scope)
+        self.traced = TracedRun(model, self._after_node) if is_traced_module(model) else None
+        self.recorder = Recorder(self.builder, self._scope, self._source)
         self.marks: list[OpMark] = []
 
     def declare_inputs(self, names: list[str], tensors: list[Tensor]) -> list[Value]:
@@ -103,9 +115,16 @@ class _Recording:
             inputs.append(value)
         return inputs
 
-    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        with torch.no_grad(), self._plain_kernels(), following(self.follower), self.recorder:
-            return self.model(*args, **kwargs)
+    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any], layouts: tuple[str, str]) -> Any:
+        with torch.no_grad(), self._plain_kernels(), self.recorder:
+            if layouts[0] == "NHWC":
+                args, kwargs = map_tensors((args, kwargs), lambda t: _permuted(t, (0, 3, 1, 2)))
+            if self.traced is not None:
+                output = self.traced(*args, **kwargs)
+            else:
+                with following(self.follower):
+                    output = self.model(*args, **kwargs)
+            return map_tensors(output, lambda t: _permuted(t, (0, 2, 3, 1))) if layouts[1] == "NHWC" else output
 
     def _plain_kernels(self) -> Any:
         """A recurrent layer in one kernel hides what it computes."""
@@ -133,6 +152,23 @@ class _Recording:
         self.builder.drop_unused(needed)
         proto = self.builder.model(inputs, outputs, doc)
         return Exported(proto, [v.name for v in inputs], names, spec, tensors, self.marks)
+
+    def _scope(self) -> str:
+        return self.follower.scope if self.traced is None else self.traced.scope
+
+    def _source(self) -> str:
+        return user_line() if self.traced is None else self.traced.source
+
+    def _after_node(self, scope: str, source: str, results: list[Tensor]) -> None:
+        """The last result of a module's nodes is the op's."""
+        if not scope or not results or not self.recorder.values.is_traced(results[-1]):
+            return
+        with self.recorder.pause():
+            value = self.recorder.values.value(results[-1])
+            mark = OpMark(scope, scope, "traced module", value.name, results[-1].clone(), "", None, source)
+        if self.marks and self.marks[-1].name == scope:
+            self.marks.pop()
+        self.marks.append(mark)
 
     def _before(self, running: RunningOp) -> None:
         return None
@@ -164,6 +200,10 @@ class _Recording:
             source=running.source,
         )
         self.marks.append(mark if value.name else replace(mark, value=""))
+
+
+def _permuted(tensor: Tensor, order: tuple[int, ...]) -> Tensor:
+    return tensor.permute(order).contiguous() if tensor.dim() == len(order) else tensor
 
 
 def require_onnx() -> None:

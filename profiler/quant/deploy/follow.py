@@ -118,8 +118,8 @@ def following(follower: OpFollower) -> Iterator[None]:
     handles = []
     try:
         for module in follower.model.modules():
-            if isinstance(module, torch.jit.ScriptModule) and module is not follower.model:
-                continue
+            if isinstance(module, torch.jit.ScriptModule):
+                continue  # takes no hooks
             handles.append(module.register_forward_pre_hook(follower.module_begins, prepend=True, with_kwargs=True))
             handles.append(module.register_forward_hook(follower.module_ends, with_kwargs=True, always_call=True))
         with follower:

@@ -32,11 +32,14 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     Args:
         builder: the graph that grows.
         scope: says which op is running; it begins the names of the nodes.
+        source: says which line of the user's code is running.
     """
 
-    def __init__(self, builder: GraphBuilder, scope: Callable[[], str] = lambda: "") -> None:
+    def __init__(
+        self, builder: GraphBuilder, scope: Callable[[], str] = lambda: "", source: Callable[[], str] = user_line
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.builder, self.scope = builder, scope
+        self.builder, self.scope, self.source = builder, scope, source
         self.values = TensorValues(builder)
         self._paused = 0
 
@@ -161,7 +164,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _located(self, func: Any, error: UnsupportedOpError) -> UnsupportedOpError:
         where = self.scope() or "the model"
-        located = UnsupportedOpError(f"{where}: {func}, called at {user_line()}: {error}")
+        located = UnsupportedOpError(f"{where}: {func}, called at {self.source()}: {error}")
         located.is_located = True  # type: ignore[attr-defined]
         return located
 

@@ -12,7 +12,7 @@ from profiler.quant.deploy.graph import Value, constant
 from profiler.quant.deploy.integer_products import integer_conv, integer_matmul
 
 
-@emits("convolution.default", "convolution_overrideable.default")
+@emits("convolution.default", "convolution_overrideable.default", "_convolution.default", "_convolution.deprecated")
 def convolution(
     g: Emission,
     x: Value,
@@ -24,6 +24,7 @@ def convolution(
     transposed: bool,
     output_padding: Sequence[int],
     groups: int,
+    *_: bool,
 ) -> Value:
     """Convolution of any number of dimensions, also transposed."""
     num_spatial = len(shape_of(weight)) - 2

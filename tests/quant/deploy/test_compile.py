@@ -1,0 +1,215 @@
+"""compile_model and load_compiled."""
+
+from __future__ import annotations
+
+import json
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from profiler.errors import ConfigError, DataError, ModelError, StateError
+from profiler.quant import (
+    FakeQuantState,
+    default_calib_8bit_fake_quant_qconfig,
+    default_calib_16bit_fake_quant_qconfig,
+    prepare_qat_fx,
+    set_fake_quantize,
+)
+from profiler.quant.deploy.compile import compile_model, load_compiled
+from tests.quant.deploy.models import BATCHES, IMAGE, Net, converted
+from tests.quant.onnx_check import assert_equals_onnx
+from tests.quant.stages import fx
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return converted()
+
+
+@pytest.mark.parametrize("front_end", ["eager", "fx"])
+@pytest.mark.parametrize("qconfig", [default_calib_8bit_fake_quant_qconfig, default_calib_16bit_fake_quant_qconfig])
+def test_net_equals_onnx_runtime_op_by_op(front_end: str, qconfig: Any) -> None:
+    exported = assert_equals_onnx(converted(front_end, qconfig), IMAGE, num_codes=6)
+
+    assert exported.output_names == ["logits", "boxes"]
+
+
+@pytest.mark.parametrize("suffix", ["onnx", "hbm"])
+def test_compiled_file_gives_the_models_outputs_in_its_structure(suffix: str, model: Any, tmp_path: Path) -> None:
+    path = tmp_path / "deep" / f"net.{suffix}"
+
+    assert compile_model(model, [IMAGE], hbm=path) == 0
+    outputs = load_compiled(path)(IMAGE)
+
+    expected = model(IMAGE)
+    assert list(outputs) == ["logits", "boxes"]
+    for name, value in expected.items():
+        torch.testing.assert_close(outputs[name], value, rtol=0, atol=1e-6 * float(value.abs().max()))
+
+
+def test_archive_holds_scales_ops_and_versions(model: Any, tmp_path: Path) -> None:
+    compile_model(model, IMAGE, tmp_path / "net.hbm", name="net", opt="O3", input_source="pyramid", extra_args=["-x"])
+
+    with zipfile.ZipFile(tmp_path / "net.hbm") as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    assert sorted(parts) == ["model.onnx", "ops.json", "scales.json", "settings.json", "versions.json"]
+    scales = json.loads(parts["scales.json"])
+    assert scales["quant"] == {"dtype": "qint8", "scale": float(model.quant.out_scale)}
+    assert set(json.loads(parts["versions.json"])) == {"torch", "onnx", "onnxruntime"}
+    settings = json.loads(parts["settings.json"])
+    assert (settings["march"], settings["opt"], settings["input_source"]) == ("bayes", 3, "pyramid")
+    assert settings["extra_args"] == ["-x"]
+    assert "no vendor hardware" in settings["note"]
+    onnx.checker.check_model(onnx.load_from_string(parts["model.onnx"]), full_check=True)
+
+
+def test_convolutions_run_as_qlinear_conv(model: Any, tmp_path: Path) -> None:
+    compile_model(model, IMAGE, tmp_path / "net.onnx")
+
+    graph = onnx.load(tmp_path / "net.onnx").graph
+    kinds = [node.op_type for node in graph.node]
+    assert kinds.count("QLinearConv") == 1  # the stem; a fused add and a float output stay explicit
+    assert kinds.count("ConvInteger") == 2
+    assert kinds.count("MatMulInteger") == 1
+    assert not {"Conv", "MatMul", "Gemm"} & set(kinds)
+    stem = next(node for node in graph.node if node.op_type == "QLinearConv")
+    assert stem.name == "stem.0/QLinearConv"
+    scale = next(i for i in graph.initializer if i.name == stem.input[1])
+    assert float(onnx.numpy_helper.to_array(scale)) == float(model.quant.out_scale)
+
+
+@pytest.mark.parametrize("inputs", [IMAGE, [IMAGE], (IMAGE,), {"image": IMAGE}, IMAGE.double().float()])
+def test_inputs_in_every_form(inputs: Any, model: Any, tmp_path: Path) -> None:
+    assert compile_model(model, inputs, tmp_path / "net.onnx", opt=0) == 0
+    assert load_compiled(tmp_path / "net.onnx").metadata["inputs"] == ["image"]
+
+
+def test_numpy_in_gives_numpy_out(model: Any, tmp_path: Path) -> None:
+    compile_model(model, IMAGE, tmp_path / "net.onnx")
+
+    outputs = load_compiled(tmp_path / "net.onnx")(IMAGE.numpy())
+
+    assert isinstance(outputs["logits"], np.ndarray)
+
+
+def test_layouts_are_those_of_the_file(model: Any, tmp_path: Path) -> None:
+    compile_model(model, IMAGE, tmp_path / "net.onnx", input_layout="NHWC", output_layout="NHWC")
+
+    outputs = load_compiled(tmp_path / "net.onnx")(IMAGE.permute(0, 2, 3, 1).contiguous())
+
+    boxes = model(IMAGE)["boxes"]
+    assert outputs["boxes"].shape == (2, 6, 6, 4)
+    torch.testing.assert_close(
+        outputs["boxes"].permute(0, 3, 1, 2), boxes, rtol=0, atol=1e-6 * float(boxes.abs().max())
+    )
+
+
+def test_other_shape_is_refused_with_what_to_do(model: Any, tmp_path: Path) -> None:
+    compile_model(model, IMAGE, tmp_path / "net.onnx")
+
+    with pytest.raises(DataError, match="compile again"):
+        load_compiled(tmp_path / "net.onnx")(IMAGE[:1])
+
+
+def test_traced_model_without_warning_and_bit_for_bit_a8(model: Any, tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", torch.jit.TracerWarning)
+        traced = torch.jit.trace(model, IMAGE, strict=False)
+    other = BATCHES[1]
+    for name, value in model(other).items():
+        assert torch.equal(traced(other)[name], value)
+
+    assert compile_model(traced, [IMAGE], opt=0, hbm=str(tmp_path / "net.hbm")) == 0
+
+    outputs = load_compiled(tmp_path / "net.hbm")(other)
+    for name, value in model(other).items():
+        torch.testing.assert_close(outputs[name], value, rtol=0, atol=1e-6 * float(value.abs().max()))
+
+
+def test_traced_and_saved_model_compiles_too(model: Any, tmp_path: Path) -> None:
+    traced = torch.jit.trace(model, IMAGE, strict=False)
+    traced.save(str(tmp_path / "net.pt"))
+
+    compile_model(torch.jit.load(str(tmp_path / "net.pt")), IMAGE, tmp_path / "net.onnx")
+
+    kinds = [node.op_type for node in onnx.load(tmp_path / "net.onnx").graph.node]
+    assert kinds.count("QLinearConv") == 1
+    assert not {"Conv", "MatMul", "Gemm"} & set(kinds)
+
+
+def test_reassembled_parts_compile(tmp_path: Path) -> None:
+    model = converted("eager")
+
+    class Deploy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.quant, self.stem, self.dequant = model.quant, model.stem, model.dequant_a
+
+        def forward(self, x: Any) -> Any:
+            return self.dequant(self.stem(self.quant(x)))
+
+    compile_model(Deploy().eval(), IMAGE, tmp_path / "part.onnx")
+
+    actual = load_compiled(tmp_path / "part.onnx")(IMAGE)
+    assert torch.equal(actual, Deploy().eval()(IMAGE))
+
+
+def test_float_model_is_refused() -> None:
+    with pytest.raises(ModelError, match="float model"):
+        compile_model(Net().eval(), IMAGE, "net.onnx")
+
+
+def test_prepared_model_is_refused() -> None:
+    with pytest.raises(ModelError, match="not converted"):
+        compile_model(fx(Net().eval(), BATCHES), IMAGE, "net.onnx")
+
+
+def test_traced_float_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="trace a converted model"):
+        compile_model(torch.jit.trace(nn.Conv2d(3, 3, 1).eval(), IMAGE), IMAGE, tmp_path / "net.onnx")
+
+
+def test_training_mode_is_refused(model: Any) -> None:
+    model.train()
+    try:
+        with pytest.raises(StateError, match="training mode"):
+            compile_model(model, IMAGE, "net.onnx")
+    finally:
+        model.eval()
+
+
+def test_live_observers_are_refused() -> None:
+    from profiler.quant.deploy.viewing import export_to_onnx
+
+    prepared = prepare_qat_fx(Net().eval(), {"": default_calib_8bit_fake_quant_qconfig}).eval()
+    set_fake_quantize(prepared, FakeQuantState.CALIBRATION)
+
+    with pytest.raises(StateError, match="observers are on"):
+        export_to_onnx(prepared, IMAGE, "net.onnx")
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"opt": 4}, {"opt": "O9"}, {"input_source": "moon"}, {"input_layout": "CHWN"}, {"march": "mars"}]
+)
+def test_unknown_arguments_are_refused(arguments: dict[str, Any], model: Any) -> None:
+    with pytest.raises(ConfigError, match=r"expected|use one of"):
+        compile_model(model, IMAGE, "net.onnx", **arguments)
+
+
+@pytest.mark.parametrize("content", [None, b"no model", "zip"])
+def test_file_of_somebody_else_is_refused(content: Any, tmp_path: Path) -> None:
+    path = tmp_path / "other.hbm"
+    if content == "zip":
+        zipfile.ZipFile(path, "w").close()
+    elif content is not None:
+        path.write_bytes(content)
+
+    with pytest.raises(ConfigError, match="compile_model"):
+        load_compiled(path)
