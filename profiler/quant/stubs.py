@@ -61,7 +61,7 @@ class FakeQuantStub(QuantStub):
 
     activation_post_process: FakeQuantize
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Any) -> Any:
         """Fake-quantized input as a QTensor; a quantized one passes and gives the stub its scale.
 
         That is a stub at a cut: the part behind it, deployed alone, reads the codes that the part before it writes.
@@ -105,7 +105,7 @@ class IntegerQuantStub(QuantStub):
         """Name of the codes' dtype."""
         return self.out_info.name
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Any) -> Any:
         """Codes of the input."""
         if isinstance(x, QTensor) or (self.is_automatic and not (isinstance(x, Tensor) and x.is_floating_point())):
             return x

@@ -35,7 +35,7 @@ def _overwrite(target: QTensor, result: QTensor) -> None:
     """Also where int8 codes become int16: the target then has new memory, and views of it keep the old one."""
     if overwrite(target, result):
         return
-    with torch._C.DisableTorchFunction():  # type: ignore[attr-defined]
+    with torch._C.DisableTorchFunction():
         target.data = result.plain
     target.qdtype = result.qdtype
 

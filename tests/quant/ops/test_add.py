@@ -22,6 +22,15 @@ from tests.quant.op_forms import (
     on_grid,
     quantized,
 )
+from tests.quant.ops.arithmetic_cases import (
+    DTYPES,
+    SHAPES,
+    check_dtypes_and_shapes,
+    check_gradients,
+    check_in_networks,
+    function_forms,
+    rounded,
+)
 
 S = np.float32
 
@@ -110,3 +119,55 @@ def test_add_high_precision_output_is_the_float_sum() -> None:
     expected = x_q.float() * S(0.1) + y_q.float() * S(0.3)
     assert torch.equal(integer.add(quantized(x_q, 0.1), quantized(y_q, 0.3)), expected)
     assert torch.equal(fake.add(on_grid(x_q, 0.1), on_grid(y_q, 0.3)), expected)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    dtypes=st.sampled_from(DTYPES),
+    shapes=st.sampled_from(SHAPES),
+    scales=st.tuples(*[st.floats(1e-8, 1e8)] * 3),
+    seed=st.integers(0, 50),
+)
+def test_add_any_dtypes_and_scales_equal_arithmetic(dtypes: Any, shapes: Any, scales: Any, seed: int) -> None:
+    def truth(x: Any, x_scale: Any, y: Any, y_scale: Any, out_scale: Any, dtype: str) -> np.ndarray:
+        return rounded(x * (x_scale / out_scale) + y * (y_scale / out_scale), dtype)
+
+    check_dtypes_and_shapes("add", truth, dtypes, shapes, scales, seed)
+
+
+def test_add_integer_alpha_and_plain_tensors_equal_formula() -> None:
+    x_q, counts = codes((4, 64)), torch.arange(-32, 32)
+    _, integer = function_forms("add", 0.5)
+    left = x_q.numpy().astype(S) * (S(0.2) / S(0.5))
+    expected = rounded(left + counts.numpy().astype(S) * S(-0.5) / S(0.5))
+    assert_codes_equal(integer(quantized(x_q, 0.2), counts, alpha=-0.5), expected)
+    number = rounded(left + S(3) / S(0.5))
+    assert_codes_equal(integer(quantized(x_q, 0.2), torch.tensor(3.0)), number)
+
+
+def test_add_gradient_is_that_of_the_float_function() -> None:
+    check_gradients(torch.add, "add", torch.randn(3, 4), torch.randn(4), alpha=2.0)
+
+
+def _in_place(module: Any, x: Any) -> Any:
+    y = x * 1
+    y += x
+    y.add_(1)
+    return y
+
+
+SPELLINGS = {
+    "operator": lambda m, x: x + x.relu(),
+    "reflected": lambda m, x: 1.5 + x,
+    "alpha": lambda m, x: torch.add(x, x.relu(), alpha=-2),
+    "sum_of_a_list": lambda m, x: sum([x, x.relu(), x]),
+    "parameter": lambda m, x: x + m.gain,
+    "view_of_a_buffer": lambda m, x: m.shift[:, :4] + x,
+    "number_parameter": lambda m, x: x + m.temperature,
+    "in_place": _in_place,
+}
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_add_in_networks(spelling: str) -> None:
+    check_in_networks(SPELLINGS[spelling], "add_0")

@@ -21,6 +21,7 @@ from tests.quant.op_forms import (
     on_grid,
     quantized,
 )
+from tests.quant.ops.arithmetic_cases import check_in_networks
 
 S = np.float32
 
@@ -83,3 +84,30 @@ def test_cat_integer_float_operand_is_refused() -> None:
     _, integer = forms_of(FloatFunctional(), 0.1)
     with pytest.raises(UnsupportedOpError, match="partly float"):
         integer.cat([quantized(codes((3,)), 0.1), torch.rand(3)])
+
+
+def test_cat_integer_mixed_dtypes_equal_integer_arithmetic() -> None:
+    parts, dtypes, scales = [codes((2, 3)), codes((4, 3), 1, "qint16")], ("qint8", "qint16"), (0.03, 0.0001)
+    for out, code_range, out_scale in (("qint8", INT8, 0.02), ("qint16", INT16, 0.0002)):
+        _, integer = forms_of(FloatFunctional(), out_scale, out)
+        result = integer.cat([quantized(p, s, t) for p, s, t in zip(parts, scales, dtypes, strict=True)])
+        assert_codes_equal(result, expected_join(parts, scales, out_scale, 0, code_range), out)
+
+
+def test_cat_empty_float_tensor_among_the_operands_counts_for_nothing() -> None:
+    x_q = codes((2, 3))
+    fake, integer = forms_of(FloatFunctional(), 0.1)
+    assert torch.equal(integer.cat([torch.zeros(0), quantized(x_q, 0.1)]).plain, x_q)
+    assert torch.equal(fake.cat([torch.zeros(0), on_grid(x_q, 0.1)]).int_repr(), x_q)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        lambda m, x: torch.cat([x, x * x], 1),
+        lambda m, x: torch.concat((x, m.shift.expand(2, 4, 6, 6)), dim=1),
+        lambda m, x: torch.cat(x.chunk(2, 1)[::-1], 1),
+    ],
+)
+def test_cat_in_networks(body: Any) -> None:
+    check_in_networks(body, "cat_0")
