@@ -42,6 +42,7 @@ from profiler.quant.ops.module_forms import (
 from profiler.quant.ops.segment_lut import SegmentLUT
 from profiler.quant.policy import set_state_policy
 from profiler.quant.qat_mode import QATMode, set_qat_mode
+from profiler.quant.preserve import set_preserve_qat_mode
 from profiler.quant.qconfig import (
     QConfig,
     default_calib_8bit_fake_quant_qconfig,
@@ -132,6 +133,7 @@ __all__ = [
     "qint32",
     "set_fake_quantize",
     "set_march",
+    "set_preserve_qat_mode",
     "set_qat_mode",
     "set_state_policy",
 ]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from profiler.quant.affine import quantize
 from profiler.quant.ops.functional import OutputQuant
-from profiler.quant.ops.lookup import table_codes
+from profiler.quant.ops.lookup import as_number, table_codes
 from profiler.quant.ops.registry import Family, OpSpec, register
 from profiler.quant.qtensor import QTensor
 from profiler.quant.requantize import requantize
@@ -25,6 +25,7 @@ def clamp_codes(out: OutputQuant, input: QTensor, min: Any = None, max: Any = No
         max: number, codes that broadcast with input, or None; wins where the bounds cross.
     """
     if not isinstance(min, QTensor) and not isinstance(max, QTensor):
+        min, max = as_number(min), as_number(max)
         return table_codes(out, input, lambda x: torch.clamp(x, min, max), ("clamp", min, max))
     codes = requantize(input.plain, input.scale / out.scale, out.info)
     if min is not None:

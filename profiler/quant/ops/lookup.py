@@ -72,6 +72,11 @@ def key_of(x: QTensor, out: OutputQuant) -> tuple[Any, ...]:
     return (float(x.scale), x.qdtype, float(out.scale), out.info, str(x.plain.device))
 
 
+def as_number(value: Any) -> Any:
+    """A 0-d tensor as the number that it holds."""
+    return value.item() if isinstance(value, Tensor) and value.dim() == 0 else value
+
+
 class _FiniteGradient(torch.autograd.Function):
     """Identity whose backward turns Inf and NaN into 0."""
 
@@ -116,8 +121,10 @@ def register_table(
         return function(finite_gradient(input) if saturates else input, *args, **kwargs)
 
     def integer_fn(out: OutputQuant, input: QTensor, *args: Any, inplace: bool = False, **kwargs: Any) -> QTensor:
-        key = (name, args, tuple(sorted(kwargs.items())))
-        return table_codes(out, input, lambda x: function(x, *args, **kwargs), key)
+        numbers = [as_number(value) for value in args]
+        named = {name: as_number(value) for name, value in kwargs.items()}
+        key = (name, *numbers, *sorted(named.items()))
+        return table_codes(out, input, lambda x: function(x, *numbers, **named), key)
 
     return register(
         OpSpec(name, Family.FUNCTION, functions=(name, *aliases), modules=modules, bind=attributes(*constants),

@@ -34,9 +34,13 @@ class FakeQuantWithParameters(QuantOp):
         bind = get_spec(self.spec_name).bind
         return bind(self) if bind is not None else {}
 
+    def operands_for(self, input: Tensor) -> dict[str, Any]:
+        """Keyword arguments for one input."""
+        return self.operands()
+
     def forward(self, input: Tensor) -> Any:
         """The float function on real values, its output fake-quantized."""
-        spec, operands = get_spec(self.spec_name), self.operands()
+        spec, operands = get_spec(self.spec_name), self.operands_for(input)
         result = _batched(input, self, lambda x: run_fake_quant(spec, (x,), operands, self.activation_post_process))
         self.ran_in_float = self.ran_in_float or not isinstance(result, QTensor)
         return result

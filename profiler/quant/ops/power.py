@@ -10,7 +10,16 @@ from torch import Tensor
 from profiler.errors import UnsupportedOpError
 from profiler.quant.affine import quantize
 from profiler.quant.ops.functional import OutputQuant
-from profiler.quant.ops.lookup import cached, every_value, finite_gradient, key_of, offsets, read_table, table_codes
+from profiler.quant.ops.lookup import (
+    as_number,
+    cached,
+    every_value,
+    finite_gradient,
+    key_of,
+    offsets,
+    read_table,
+    table_codes,
+)
 from profiler.quant.ops.registry import Family, OpSpec, register
 from profiler.quant.qtensor import QTensor
 
@@ -30,9 +39,14 @@ def pow_codes(out: OutputQuant, input: Any, exponent: Any) -> QTensor:
     """
     if isinstance(input, QTensor) and isinstance(exponent, QTensor):
         return _pow_of_two(out, input, exponent)
+    input, exponent = _number(input), _number(exponent)
     if isinstance(input, QTensor):
         return table_codes(out, input, lambda x: torch.pow(x, exponent), ("pow", None, exponent))
     return table_codes(out, exponent, lambda x: torch.pow(input, x), ("pow", input, None))
+
+
+def _number(operand: Any) -> Any:
+    return operand if isinstance(operand, QTensor) else as_number(operand)
 
 
 def _pow_of_two(out: OutputQuant, input: QTensor, exponent: QTensor) -> QTensor:

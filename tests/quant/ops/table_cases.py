@@ -174,7 +174,7 @@ class TableTests:
     def test_onnx_runtime_every_code_equals_integer_form(self) -> None:
         for dtype in ("qint8", "qint16"):
             x = torch.from_numpy(real_values(dtype, self.x_scales[0])).float()
-            calib = FRONT_ENDS["fx"][0](OneFunction(self.spellings[0]), [x], CALIB_QCONFIGS[dtype])
+            calib = FRONT_ENDS["fx"][0](OneFunction((*self.spellings, *self.modules)[0]), [x], CALIB_QCONFIGS[dtype])
             assert_equals_onnx(convert_fx(calib), x, num_codes=2)
 
     def test_integer_awkward_shapes_keep_shape(self) -> None:
