@@ -94,6 +94,30 @@ def calibrate(calib_model: nn.Module, batches: list[torch.Tensor]) -> nn.Module:
     return calib_model
 
 
+def fuse_parts(sample: Sample, model: nn.Module) -> None:
+    """What the eager flow does to a float model once: fuses each part, and keeps the losses in float."""
+    for part in sample.parts:
+        model.get_submodule(part).fuse_modules()  # type: ignore[operator]
+    for name in sample.losses:
+        model.get_submodule(name).qconfig = None  # type: ignore[assignment]
+
+
+def calibrated_eager(sample: Sample, model: nn.Module) -> nn.Module:
+    """Calibrated form of a fused float model, by `qconfig` attributes."""
+    model.qconfig = default_calib_8bit_fake_quant_qconfig  # type: ignore[assignment]
+    for name in sample.outputs:
+        out_qconfig = default_calib_8bit_weight_32bit_out_fake_quant_qconfig()
+        model.get_submodule(name).qconfig = out_qconfig  # type: ignore[assignment]
+    return calibrate(prepare_qat(model), sample.calibration_batches())
+
+
+def calibrated_fx(sample: Sample, model: nn.Module) -> nn.Module:
+    """Calibrated form of a float model, by a dict of qconfigs; nothing is fused by hand."""
+    outputs = dict.fromkeys(sample.outputs, default_calib_8bit_weight_32bit_out_fake_quant_qconfig)
+    qconfigs = {"": default_calib_8bit_fake_quant_qconfig, "module_name": outputs}
+    return calibrate(prepare_qat_fx(model, qconfigs), sample.calibration_batches())
+
+
 def train_qat(qat_model: nn.Module, calib_model: nn.Module, sample: Sample, epochs: int) -> nn.Module:
     """Weights and scales of the calibrated model, then the float trainer; ready to be evaluated in int8."""
     qat_model.load_state_dict(calib_model.state_dict())
@@ -109,17 +133,10 @@ def run_eager(sample: Sample, qat_epochs: int, report: Report, path: Path) -> No
     with _measured(report, "float") as result:
         result(sample.evaluate(model))
     set_march(March.BAYES)
-    for part in sample.parts:
-        model.get_submodule(part).fuse_modules()  # type: ignore[operator]
-    for name in sample.losses:
-        model.get_submodule(name).qconfig = None  # type: ignore[assignment]
+    fuse_parts(sample, model)
 
     with _measured(report, "calib") as result:
-        model.qconfig = default_calib_8bit_fake_quant_qconfig  # type: ignore[assignment]
-        for name in sample.outputs:
-            out = default_calib_8bit_weight_32bit_out_fake_quant_qconfig()
-            model.get_submodule(name).qconfig = out  # type: ignore[assignment]
-        calib_model = calibrate(prepare_qat(model), sample.calibration_batches())
+        calib_model = calibrated_eager(sample, model)
         result(sample.evaluate(calib_model))
     with _measured(report, "calib, quantized") as result:
         result(sample.evaluate(convert(calib_model)))
@@ -144,9 +161,7 @@ def run_fx(sample: Sample, qat_epochs: int, report: Report, path: Path) -> None:
     set_march(March.BAYES)
 
     with _measured(report, "calib") as result:
-        outputs = dict.fromkeys(sample.outputs, default_calib_8bit_weight_32bit_out_fake_quant_qconfig)
-        qconfigs = {"": default_calib_8bit_fake_quant_qconfig, "module_name": outputs}
-        calib_model = calibrate(prepare_qat_fx(model, qconfigs), sample.calibration_batches())
+        calib_model = calibrated_fx(sample, model)
         result(sample.evaluate(calib_model))
     with _measured(report, "calib, quantized") as result:
         result(sample.evaluate(convert_fx(calib_model)))

@@ -1,4 +1,4 @@
-"""What the tests of both samples do with a network: calibrate it, and measure its logits."""
+"""What the tests of the samples do with a network: calibrate it, and measure its logits."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from profiler.quant import FakeQuantState, set_fake_quantize
+from profiler.quant import FakeQuantState, convert, convert_fx, set_fake_quantize, set_march
 from sample_models import digits
+from sample_models.flows import Sample, calibrated_eager, calibrated_fx, fuse_parts
 
 
 @torch.no_grad()
@@ -33,3 +34,15 @@ def logits_of(model: nn.Module, preprocess: Callable[[torch.Tensor], torch.Tenso
 def sqnr_db(*, reference: torch.Tensor, test: torch.Tensor) -> float:
     """Signal over error in dB; higher is better."""
     return float(10 * torch.log10(reference.square().sum() / (test - reference).square().sum()))
+
+
+def int8_stages(sample: Sample, front_end: str) -> tuple[nn.Module, nn.Module]:
+    """Calibrated and converted model of a sample, by one of the front ends ("eager", "fx")."""
+    set_march("bayes")
+    model = sample.load()
+    if front_end == "fx":
+        calib_model = calibrated_fx(sample, model)
+        return calib_model, convert_fx(calib_model)
+    fuse_parts(sample, model)
+    calib_model = calibrated_eager(sample, model)
+    return calib_model, convert(calib_model)

@@ -76,13 +76,13 @@ def test_fuse_modules_keeps_the_function_and_leaves_no_norm(float_model: nn.Modu
 
 
 @pytest.mark.parametrize("front_end", ["eager", "fx"])
-def test_int8_loses_at_most_1_point(front_end: str, float_model: nn.Module) -> None:
+def test_int8_loses_at_most_half_a_point(front_end: str, float_model: nn.Module) -> None:
     calib_model = eager_calib_model() if front_end == "eager" else fx_calib_model()
     quantized_model = convert(calib_model) if front_end == "eager" else convert_fx(calib_model)
 
     accuracy, reference = mobilenet_v2.evaluate(float_model), logits_of(float_model, digits.normalise)
     for stage in (calib_model, quantized_model):
-        assert accuracy - mobilenet_v2.evaluate(stage) <= 1.0
+        assert accuracy - mobilenet_v2.evaluate(stage) <= 0.51  # two of 397 images
         assert sqnr_db(reference=reference, test=logits_of(stage, digits.normalise)) > 25.0
 
 

@@ -1,56 +1,28 @@
-"""The detector: accurate in float, as accurate in int8, in both front ends; the whole flows are heavy."""
+"""The detector: accurate in float, as accurate in int8, in both front ends."""
 
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from profiler.quant import (
-    DeQuantStub,
-    QuantStub,
-    convert,
-    convert_fx,
-    default_calib_8bit_fake_quant_qconfig,
-    default_calib_8bit_weight_32bit_out_fake_quant_qconfig,
-    prepare_qat,
-    prepare_qat_fx,
-    set_march,
-)
-from sample_models import mobilenet_v2, yolov3
-from sample_models.flows import FLOWS, OneByOne, Sample
+from profiler.quant import DeQuantStub, QuantStub
+from sample_models import yolov3
+from sample_models.flows import OneByOne
 from sample_models.train_yolov3 import DetectorPlan, train
 from sample_models.training import WEIGHTS_DIR
 from sample_models.yolov3_data import make_scenes
 from sample_models.yolov3_network import YOLOV3
-from tests.sample_models.quantizing import calibrate
+from tests.sample_models.quantizing import int8_stages
 
-MAX_PTQ_LOSS, MAX_QAT_LOSS = 2.0, 1.0  # points of mAP@0.5
-OUTPUTS = {f"bbox_head.convs_pred.{i}": default_calib_8bit_weight_32bit_out_fake_quant_qconfig for i in range(3)}
+MAX_PTQ_LOSS = 2.0  # points of mAP@0.5
 
 
 @functools.cache
 def float_map() -> float:
     return yolov3.evaluate(yolov3.load())
-
-
-def eager_calib_model() -> nn.Module:
-    model = yolov3.load()
-    assert isinstance(model, YOLOV3)
-    for part in (model.backbone, model.neck, model.bbox_head):
-        part.fuse_modules()
-    model.qconfig = default_calib_8bit_fake_quant_qconfig  # type: ignore[assignment]
-    for name, qconfig in OUTPUTS.items():
-        model.get_submodule(name).qconfig = qconfig  # type: ignore[assignment]
-    return calibrate(prepare_qat(model), yolov3.calibration_batches())
-
-
-def fx_calib_model() -> nn.Module:
-    qconfigs: dict[str, Any] = {"": default_calib_8bit_fake_quant_qconfig, "module_name": OUTPUTS}
-    return calibrate(prepare_qat_fx(yolov3.load(), qconfigs), yolov3.calibration_batches())
 
 
 def test_float_map_is_at_least_80_percent_on_the_held_out_canvases() -> None:
@@ -90,9 +62,7 @@ def test_fuse_modules_keeps_the_function_and_leaves_no_norm() -> None:
 
 @pytest.mark.parametrize("front_end", ["eager", "fx"])
 def test_int8_ptq_loses_at_most_2_points(front_end: str) -> None:
-    set_march("bayes")
-    calib_model = eager_calib_model() if front_end == "eager" else fx_calib_model()
-    quantized_model = convert(calib_model) if front_end == "eager" else convert_fx(calib_model)
+    calib_model, quantized_model = int8_stages(yolov3.flow_sample(), front_end)
 
     assert float_map() - yolov3.evaluate(calib_model) <= MAX_PTQ_LOSS
     assert float_map() - yolov3.evaluate(quantized_model) <= MAX_PTQ_LOSS
@@ -132,24 +102,3 @@ def test_one_by_one_equals_the_batch() -> None:
 
     for one, whole in zip(OneByOne(model)(x), model(x), strict=True):
         torch.testing.assert_close(one, whole, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.heavy
-@pytest.mark.parametrize("flow", sorted(FLOWS))
-@pytest.mark.parametrize(
-    ("sample", "ptq_loss", "qat_loss"),
-    [(yolov3.flow_sample(), MAX_PTQ_LOSS, MAX_QAT_LOSS), (mobilenet_v2.flow_sample(), 0.5, 0.25)],
-    ids=["yolov3", "mobilenet_v2"],
-)
-def test_whole_flow_reaches_its_accuracies(
-    sample: Sample, ptq_loss: float, qat_loss: float, flow: str, tmp_path: Any
-) -> None:
-    values: dict[str, float] = {}
-
-    FLOWS[flow](sample, 2, lambda stage, value, _seconds: values.update({stage: value}), tmp_path / "model.onnx")
-
-    assert values["float"] - values["calib"] <= ptq_loss
-    assert values["float"] - values["calib, quantized"] <= ptq_loss
-    assert values["float"] - values["qat"] <= qat_loss
-    assert values["float"] - values["quantized"] <= qat_loss
-    assert values["onnx"] == pytest.approx(values["quantized"], abs=1e-3)
