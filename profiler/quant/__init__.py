@@ -23,7 +23,7 @@ from profiler.quant.observers import (
     MSEObserver,
     PercentileObserver,
 )
-from profiler.quant.ops.functional import FloatFunctional
+from profiler.quant.ops.float_functional import FloatFunctional
 from profiler.quant.ops.module_forms import (
     Ceil,
     Cos,
@@ -41,8 +41,8 @@ from profiler.quant.ops.module_forms import (
 )
 from profiler.quant.ops.segment_lut import SegmentLUT
 from profiler.quant.policy import set_state_policy
-from profiler.quant.qat_mode import QATMode, set_qat_mode
 from profiler.quant.preserve import set_preserve_qat_mode
+from profiler.quant.qat_mode import QATMode, set_qat_mode
 from profiler.quant.qconfig import (
     QConfig,
     default_calib_8bit_fake_quant_qconfig,
@@ -69,8 +69,8 @@ __all__ = [
     "Ceil",
     "ClipObserver",
     "ClipStdObserver",
-    "Cos",
     "ConsistencyStrategy",
+    "Cos",
     "DeQuantStub",
     "Div",
     "Erf",

@@ -16,8 +16,8 @@ from profiler.quant.fake_quant import FakeQuantize
 from profiler.quant.march import require_march
 from profiler.quant.modules import QuantOp, is_leaf
 from profiler.quant.naming import op_name
+from profiler.quant.ops.float_functional import FloatFunctional
 from profiler.quant.ops.functional import (
-    FloatFunctional,
     FunctionOp,
     make_fake_quant_function,
     make_fake_quant_functional,

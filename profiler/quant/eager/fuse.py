@@ -10,7 +10,7 @@ from torch import nn
 from profiler.errors import PrepareError
 from profiler.quant.modules import Identity
 from profiler.quant.ops.epilogue import Epilogue
-from profiler.quant.ops.functional import FloatFunctional
+from profiler.quant.ops.float_functional import FloatFunctional
 from profiler.quant.ops.gemm import FusedGemm, fuse_gemm
 from profiler.quant.ops.registry import spec_of_class
 from profiler.quant.swap import copy_model

@@ -12,7 +12,8 @@ from profiler.quant.eager.fuse import activation_name, fused_class, is_norm_of
 from profiler.quant.modules import Identity
 from profiler.quant.naming import op_name
 from profiler.quant.ops.epilogue import Epilogue
-from profiler.quant.ops.functional import FloatFunctional, FunctionOp
+from profiler.quant.ops.float_functional import FloatFunctional
+from profiler.quant.ops.functional import FunctionOp
 from profiler.quant.ops.gemm import fuse_gemm
 
 

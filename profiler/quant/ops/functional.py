@@ -1,4 +1,4 @@
-"""Functions as modules: FloatFunctional, and the fake-quant and integer forms of ops without weights."""
+"""Functions as modules: the fake-quant and integer forms of ops without weights."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from profiler.quant.ops.constants import (
     with_fake_quant_constants,
     with_integer_constants,
 )
-from profiler.quant.ops.registry import Family, OpSpec, get_spec, spec_of_function, spec_of_module
+from profiler.quant.ops.float_functional import FloatFunctional, spec_of_method
+from profiler.quant.ops.registry import OpSpec, get_spec, spec_of_function, spec_of_module
 from profiler.quant.qconfig import QConfig
 from profiler.quant.qtensor import QTensor, first_qtensor, to_float, to_plain, user_line
 
@@ -241,72 +242,6 @@ def make_fake_quant_function(
     return new
 
 
-class FloatFunctional(QuantOp):
-    """Arithmetic as a module, so that its output can be quantized. One instance per call site."""
-
-    def forward(self, function: str, *args: Any, **kwargs: Any) -> Any:
-        """Run one function by name; use the methods instead."""
-        float_fn = _functional_spec(function).float_fn
-        assert float_fn is not None  # an operator with an own scale has one
-        return float_fn(*args, **kwargs)
-
-    def add(self, x: Any, y: Any) -> Any:
-        """`x + y` with broadcasting."""
-        return self("add", x, y)
-
-    def add_scalar(self, x: Any, y: float) -> Any:
-        """`x + y` for a number."""
-        return self("add", x, y)
-
-    def add_relu(self, x: Any, y: Any) -> Any:
-        """`relu(x + y)` with broadcasting."""
-        return self("add_relu", x, y)
-
-    def sub(self, x: Any, y: Any) -> Any:
-        """`x - y` with broadcasting."""
-        return self("sub", x, y)
-
-    def mul(self, x: Any, y: Any) -> Any:
-        """`x * y` with broadcasting."""
-        return self("mul", x, y)
-
-    def mul_scalar(self, x: Any, y: float) -> Any:
-        """`x * y` for a number."""
-        return self("mul", x, y)
-
-    def div(self, x: Any, y: Any) -> Any:
-        """`x / y` with broadcasting."""
-        return self("div", x, y)
-
-    def maximum(self, x: Any, y: Any) -> Any:
-        """The larger of both, elementwise."""
-        return self("maximum", x, y)
-
-    def minimum(self, x: Any, y: Any) -> Any:
-        """The smaller of both, elementwise."""
-        return self("minimum", x, y)
-
-    def matmul(self, x: Any, y: Any) -> Any:
-        """`x @ y`."""
-        return self("matmul", x, y)
-
-    def cat(self, x: Any, dim: int = 0) -> Any:
-        """Join along `dim`."""
-        return self("cat", x, dim=dim)
-
-    def stack(self, x: Any, dim: int = 0) -> Any:
-        """Join along a new dimension `dim`."""
-        return self("stack", x, dim=dim)
-
-    def mean(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        """Mean over dims."""
-        return self("mean", x, *args, **kwargs)
-
-    def sum(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        """Sum over dims."""
-        return self("sum", x, *args, **kwargs)
-
-
 class FakeQuantFloatFunctional(FloatFunctional):
     """FloatFunctional with a fake-quantized output."""
 
@@ -315,7 +250,7 @@ class FakeQuantFloatFunctional(FloatFunctional):
 
     def forward(self, function: str, *args: Any, **kwargs: Any) -> Any:
         """Function on real values, output fake-quantized."""
-        spec = _functional_spec(function)
+        spec = spec_of_method(function)
         args, kwargs = with_fake_quant_constants(self, spec, args, kwargs)
         result = run_fake_quant(spec, args, kwargs, self.activation_post_process)
         self.ran_in_float = self.ran_in_float or not isinstance(result, QTensor) or keeps_scale(spec, args, kwargs)
@@ -345,7 +280,7 @@ class IntegerFloatFunctional(FloatFunctional):
 
     def forward(self, function: str, *args: Any, **kwargs: Any) -> Any:
         """Codes in, codes out."""
-        spec = _functional_spec(function)
+        spec = spec_of_method(function)
         args, kwargs = with_integer_constants(self, spec, args, kwargs)
         return run_integer(spec, args, kwargs, output_of(self), "FloatFunctional")
 
@@ -365,13 +300,6 @@ def make_fake_quant_functional(module: FloatFunctional, qconfig: QConfig) -> Fak
     new = adopt(FakeQuantFloatFunctional, module)
     new.activation_post_process = make_activation(qconfig, module)
     return new
-
-
-def _functional_spec(function: str) -> OpSpec:
-    spec = spec_of_function(function)
-    if spec is None or spec.family is not Family.FUNCTION:
-        raise UnsupportedOpError(f"FloatFunctional.{function} has no quantized form; set qconfig = None on it")
-    return spec
 
 
 def take_output(module: Any, fake_quant: FakeQuantize | None) -> None:
