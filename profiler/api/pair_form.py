@@ -15,8 +15,8 @@ from profiler.capture.state_facts import state_record
 from profiler.errors import ConfigError
 from profiler.profile_report import ProfileReport
 from profiler.quant.policy import state_policy
-from profiler.quant.states import FakeQuantState, named_fake_quants, set_fake_quantize
-from profiler.quant.swap import LEAVES_ATTRIBUTE, copy_in_eval
+from profiler.quant.states import FakeQuantState, set_fake_quantize
+from profiler.quant.swap import LEAVES_ATTRIBUTE, copy_in_eval, is_prepared
 from profiler.records import Mode
 
 TOOLS = (
@@ -80,7 +80,7 @@ def profile_pair(
 
 def _evaluate_state(model: nn.Module) -> None:
     """A copy of a prepared model is compared with fake quant on, whatever state it was given in."""
-    if any(True for _ in named_fake_quants(model)):
+    if is_prepared(model):
         with state_policy("ignore"):
             set_fake_quantize(model, FakeQuantState.VALIDATION)
 
@@ -100,7 +100,7 @@ def _check_arguments(
     for tool, arguments in kwargs_dict.items():
         if arguments:
             raise ConfigError(f"kwargs_dict[{tool!r}]: arguments {sorted(arguments)} are not supported; pass none")
-    has_fake_quants = [any(True for _ in named_fake_quants(m)) for m in (model1, model2)]
+    has_fake_quants = [is_prepared(m) for m in (model1, model2)]
     expected = {"FvsQ": [False, True], "QvsQ": [True, False], "CvsQ": [True, True]}[mode]
     if has_fake_quants != expected:
         got = ", ".join("prepared (has fake quants)" if has else "no fake quants" for has in has_fake_quants)

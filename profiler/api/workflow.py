@@ -32,7 +32,7 @@ from profiler.records import StageMetric, StateRecord
 def profile_model(model: nn.Module, data: Any, options: Options) -> ProfileReport:
     """Float or prepared model and data to a report; see `model_profiler`."""
     is_prepared = any(True for _ in named_fake_quants(model))
-    if not is_prepared and is_converted(model):
+    if is_converted(model):
         raise ModelError(
             "the model is a converted (integer) model alone; pass the calib or qat model that it was made from"
         )

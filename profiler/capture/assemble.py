@@ -17,7 +17,7 @@ from profiler.capture.structure import (
     weight_records,
 )
 from profiler.metrics.difference import PairSums
-from profiler.quant.states import named_fake_quants
+from profiler.quant.swap import is_prepared
 from profiler.records import Comparison, Coverage, LayerRecord, Mode, ModelRecord, QuantError, TensorStats
 
 
@@ -31,7 +31,7 @@ def comparison_record(run: PairRun, mode: Mode, notes: tuple[str, ...] = ()) -> 
     """
     layers = [_layer(run, index, name, pair) for index, (name, pair) in enumerate(run.pairs.items())]
     outputs = _output_layers(run, len(layers))
-    qat_form = run.test if any(True for _ in named_fake_quants(run.test.model)) else run.reference
+    qat_form = run.test if is_prepared(run.test.model) else run.reference
     return Comparison(
         mode=mode,
         reference=_model_record(run.reference),

@@ -23,6 +23,7 @@ from profiler.quant.ops.functional import (
     make_fake_quant_functional,
 )
 from profiler.quant.ops.registry import Family, refusal_of, spec_of_function, spec_of_module
+from profiler.quant.preserve import is_preserved, preserve
 from profiler.quant.qconfig import QConfig
 from profiler.quant.states import JOURNAL_ATTRIBUTE, named_fake_quants
 
@@ -133,6 +134,11 @@ def is_converted(model: nn.Module) -> bool:
     return any(isinstance(m, QuantOp) and hasattr(m, "out_dtype") for m in model.modules())
 
 
+def is_prepared(model: nn.Module) -> bool:
+    """Whether a model is in fake-quant form; a converted one may hold single ops in that form all the same."""
+    return not is_converted(model) and any(True for _ in named_fake_quants(model))
+
+
 def require_float_model(model: nn.Module) -> None:
     """Refuse to prepare what is no float model any more.
 
@@ -173,7 +179,7 @@ def convert_modules(model: nn.Module, remove_qconfig: bool) -> None:
         NotCalibratedError: activations without a scale; the message names them.
     """
     require_march()
-    if not any(True for _ in named_fake_quants(model)):
+    if not is_prepared(model):
         stage = "converted already" if is_converted(model) else "a float model"
         raise PrepareError(f"{type(model).__name__} is {stage}; convert takes a prepared and calibrated model")
     if model.training:
@@ -191,7 +197,7 @@ def convert_modules(model: nn.Module, remove_qconfig: bool) -> None:
             continue
         if id(module) not in done:
             to_integer: Any = module.to_integer
-            done[id(module)] = (to_integer(), module)
+            done[id(module)] = (preserve(module) if is_preserved(module) else to_integer(), module)
         parent._modules[attribute] = done[id(module)][0]
     convert_boundaries(model)
     if remove_qconfig:
