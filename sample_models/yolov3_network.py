@@ -66,7 +66,7 @@ class YOLOV3Neck(nn.Module):
         for i, channels in enumerate(finer, start=1):
             self.add_module(f"conv{i}", ConvModule(out_channels, out_channels // 2, 1))
             self.add_module(f"detect{i + 1}", DetectionBlock(channels + out_channels // 2, out_channels))
-        self.cats = nn.ModuleList(FloatFunctional() for _ in finer)
+        self.cats = nn.ModuleList(FloatFunctional() for _ in finer)  # one per call site
 
     def forward(self, features: Maps) -> Maps:
         """Features of strides 8, 16, 32 to levels of strides 32, 16, 8."""
@@ -74,7 +74,7 @@ class YOLOV3Neck(nn.Module):
         outs = [out]
         for i in range(self.num_joins):
             top = F.interpolate(getattr(self, f"conv{i + 1}")(out), scale_factor=2.0, mode="nearest")
-            joined = self.cats[i].cat((top, features[-2 - i]), dim=1)
+            joined = self.cats[i].cat((top, features[-2 - i]), dim=1)  # type: ignore[operator]
             out = getattr(self, f"detect{i + 2}")(joined)
             outs.append(out)
         return tuple(outs)
