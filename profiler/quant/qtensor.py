@@ -71,8 +71,8 @@ class QTensor(Tensor):
         return self.ch_axis
 
     def dequantize(self) -> Tensor:
-        """Real values as a plain float tensor."""
-        return dequantize(self.plain, self.scale, self.ch_axis) if self.holds_codes else self.plain
+        """Real values as a plain float tensor; those of codes are contiguous."""
+        return dequantize(self.plain.contiguous(), self.scale, self.ch_axis) if self.holds_codes else self.plain
 
     def int_repr(self) -> Tensor:
         """Integer codes as a plain tensor."""

@@ -49,3 +49,17 @@ def requantize(
     if limit is not None:
         codes = torch.minimum(codes, limit)
     return codes.to(info.torch_dtype)
+
+
+def requantize_rows(acc: Tensor, multiplier: Tensor, lowest: float, highest: float, out: Tensor) -> None:
+    """The same for rows `[M, C]`, written into `out`; the accumulator is used up.
+
+    Args:
+        acc: float32 `[M, C]`, the accumulator rounded to float32; overwritten.
+        multiplier: float32 `[C]`.
+        lowest: smallest code; 0 after a ReLU, whose clamp at 0 commutes with a positive multiplier.
+        highest: largest code.
+        out: integer tensor `[M, C]`.
+    """
+    acc.mul_(multiplier)
+    out.copy_(acc.round_().clamp_(lowest, highest))

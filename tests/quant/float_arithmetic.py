@@ -17,6 +17,9 @@ from profiler.quant.requantize import FLOAT32_EXACT, FLOAT64_EXACT
 # Where the numeric model itself says float: rounding of codes, and the stubs and scale arithmetic around them.
 ROUNDING = {
     ("requantize.py", "requantize"),
+    ("requantize.py", "requantize_rows"),
+    ("integer_run.py", "_in_accumulator_steps"),
+    ("integer_run.py", "_add_up"),
     ("gemm.py", "_in_accumulator_steps"),
     ("add.py", "add_codes"),
     ("add.py", "_rescaled"),
@@ -34,10 +37,15 @@ ROUNDING = {
 # Scales, multipliers, divisors and the weights' plans: functions of parameters and shapes, never of activations.
 PARAMETERS = {
     ("gemm.py", "_make_plan"), ("gemm.py", "_weight_that_fits_bias"), ("gemm.py", "_plan"),
+    ("pool.py", "_multiplier"),
     ("lookup.py", "make_table"), ("softmax.py", "_exp_table"), ("softmax.py", "_log_tables"),
-    ("pool.py", "_window_areas"), ("requantize.py", "carrier_dtype"),
+    ("requantize.py", "carrier_dtype"),
 }  # fmt: skip
-MOVES = NOT_OPS | {"to", "reshape", "as_subclass", "view", "contiguous", "expand", "clone", "detach", "isfinite"}
+MOVES = NOT_OPS | set(
+    "to reshape as_subclass view contiguous expand clone detach isfinite empty narrow permute".split()
+)
+# High-precision output: the accumulator times its scale.
+HIGH_PRECISION = {("gemm.py", "_output"), ("integer_run.py", "_make_real"), ("integer_run.py", "_place")}
 
 
 class FloatArithmetic(TorchFunctionMode):
@@ -67,7 +75,7 @@ class FloatArithmetic(TorchFunctionMode):
         places = core_places()
         if places & (ROUNDING | PARAMETERS) or ("stubs.py", "forward") in places:
             return
-        if ("gemm.py", "_output") in places:  # high-precision output: the accumulator times its scale
+        if places & HIGH_PRECISION:
             return
         if all(is_carried_integer(v) for v in floats):
             self.num_products += 1

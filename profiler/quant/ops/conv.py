@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from profiler.quant.integer_kernels import Geometry
 from profiler.quant.ops.gemm import FakeQuantGemm, FusedGemm, Gemm, IntegerGemm, make_fake_quant
 from profiler.quant.ops.registry import Family, OpSpec, register
 from profiler.quant.qconfig import QConfig
@@ -16,6 +17,12 @@ class Conv(Gemm):
 
     num_spatial = 2
     _conv_forward: Any
+    stride: Any
+    padding: Any
+    dilation: Any
+    kernel_size: Any
+    groups: int
+    padding_mode: Any
 
     def gemm(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Convolution of plain tensors."""
@@ -25,6 +32,33 @@ class Conv(Gemm):
     def out_axis(self, y: Tensor) -> int:
         """1 for `[N, C, ...]`, 0 for an unbatched `[C, ...]`."""
         return y.dim() - self.num_spatial - 1
+
+    def geometry(self) -> Geometry | None:
+        """As a 2-d convolution; None for 3-d, and where the padding is not as many zeros on both sides."""
+        if self.num_spatial > 2 or self.padding_mode != "zeros":
+            return None
+        padding = self.padding
+        if isinstance(padding, str):
+            totals = [
+                0 if padding == "valid" else d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)
+            ]
+            if any(total % 2 for total in totals):
+                return None
+            padding = tuple(total // 2 for total in totals)
+        missing = 2 - self.num_spatial
+        return Geometry(
+            (1,) * missing + self.stride, (0,) * missing + padding, (1,) * missing + self.dilation, self.groups
+        )
+
+    def as_image(self, x: Tensor) -> Tensor:
+        """`[N, C, H, W]` of a batch or a single sample; a row of pixels for 1-d."""
+        x = x if x.dim() == self.num_spatial + 2 else x.unsqueeze(0)
+        return x if self.num_spatial == 2 else x.unsqueeze(2)
+
+    def from_image(self, y: Tensor, x: Tensor) -> Tensor:
+        """The inverse for an output of input x."""
+        y = y if self.num_spatial == 2 else y.squeeze(2)
+        return y if x.dim() == self.num_spatial + 2 else y.squeeze(0)
 
 
 class FusedConv2d(Conv, FusedGemm, nn.Conv2d):

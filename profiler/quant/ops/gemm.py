@@ -12,10 +12,13 @@ from torch import Tensor, nn
 
 from profiler.errors import PrepareError
 from profiler.quant.affine import QInfo, along_axis, qinfo, quantize, round_half_even
+from profiler.quant.blocks import is_plain_eager
 from profiler.quant.fake_quant import FakeQuantize
+from profiler.quant.integer_kernels import Geometry
 from profiler.quant.modules import QuantOp, adopt, make_activation, place_like, quantized_output, require_codes
 from profiler.quant.ops.epilogue import Epilogue, in_steps
 from profiler.quant.ops.fold import batch_norm_affine, fold_batch_norm
+from profiler.quant.ops.integer_run import FastPlan, Target, fast_plan, run
 from profiler.quant.qat_mode import QATMode, get_qat_mode
 from profiler.quant.qconfig import QConfig
 from profiler.quant.qtensor import QTensor, to_plain
@@ -208,6 +211,7 @@ class _Plan:
     acc_scale: Tensor
     carrier: torch.dtype
     other_multiplier: Tensor | None = None
+    fast: FastPlan | None = None
 
 
 @dataclass
@@ -249,8 +253,32 @@ class IntegerGemm(Gemm):
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         """Codes in, codes out (a QTensor); float32 `acc * s_x * s_w[c]` where the output has high precision."""
         x = require_codes(x, self._get_name())
-        plan = self._plan(x, require_codes(other, self._get_name()) if self.epilogue.has_add else None)
+        other = require_codes(other, self._get_name()) if self.epilogue.has_add else None
+        plan = self._plan(x, other)
+        if plan.fast is not None and is_plain_eager(x.plain) and x.numel():
+            return self._run_fast(x, plan.fast, other)
         return self.finish(self.gemm(x.plain.to(plan.carrier), plan.weight, plan.bias), plan, other)
+
+    def _run_fast(self, x: QTensor, plan: FastPlan, other: QTensor | None) -> Tensor:
+        """The same integers from the 8-bit kernels; codes of images come channels last."""
+        beside = None if other is None else self.as_image(other.plain)
+        image = self.as_image(x.plain)
+        if beside is not None and beside.shape != plan.output_shape(image):
+            beside = beside.expand(plan.output_shape(image))
+        result = self.from_image(run(plan, image, beside), x.plain)
+        return result if self.out_scale is None else QTensor.wrap(result, self.out_scale, self.out_dtype)
+
+    def geometry(self) -> Geometry | None:
+        """The op as a 2-d convolution of `as_image`, or None where it is none."""
+        return None
+
+    def as_image(self, x: Tensor) -> Tensor:
+        """An input (or output) as `[N, C, H, W]`."""
+        raise NotImplementedError
+
+    def from_image(self, y: Tensor, x: Tensor) -> Tensor:
+        """An output image in the form that the input `x` asks for."""
+        raise NotImplementedError
 
     def finish(self, acc: Tensor, plan: _Plan, other: Tensor | None) -> Tensor:
         """From the accumulator with its bias (integers of any dtype) to the output: add, activation, requantization."""
@@ -300,12 +328,16 @@ class IntegerGemm(Gemm):
             multiplier = other.scale.double() / acc_scale.double()
             bound = bound + multiplier * -other.info.quant_min
         carrier = carrier_dtype(float(bound.max()) if bound.numel() else 0.0)
+        room = 0.0 if other is None or multiplier is None else float(multiplier.max()) * -other.info.quant_min + 1
+        to_sums = None if multiplier is None else multiplier.to(torch.float32)
+        target = Target(acc_scale, to_sums, self.epilogue.activation, self.out_scale, self.out_info)
         return _Plan(
+            fast=fast_plan(self.geometry(), self.rows(weight), bias_q, x.plain.dtype, room, target),
             weight=weight.to(carrier),
             bias=None if bias_q is None else bias_q.to(carrier),
             acc_scale=acc_scale,
             carrier=carrier,
-            other_multiplier=None if multiplier is None else multiplier.to(torch.float32),
+            other_multiplier=to_sums,
         )
 
     def _weight_that_fits_bias(self, x_scale: Tensor) -> tuple[Tensor, Tensor]:

@@ -26,7 +26,7 @@ _POOL_INDICES = [f"{name}_with_indices" for name in _POOL]
 _DROPOUT = "dropout dropout2d feature_dropout alpha_dropout".split()
 
 
-@handles("relu", "max_pool2d", *_SHAPE, *_DROPOUT)
+@handles("relu", *_SHAPE, *_DROPOUT)
 def keep_scale(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run on the values or codes and give each tensor result the scale of the tensor that is moved or selected.
 
@@ -41,6 +41,8 @@ def keep_scale(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str
             f"{func.__name__} with a dtype is not implemented for QTensor, at {user_line()}: the bits of a code mean "
             "nothing without its scale; put a DeQuantStub before it"
         )
+    if source is not None and source.holds_codes and func.__name__ in ("view", "view_as"):
+        args = (source.plain.contiguous(), *args[1:])  # images of codes lie channels last, which no view can flatten
     result = func(*to_plain(args), **to_plain(kwargs))
     if source is None:
         return result
