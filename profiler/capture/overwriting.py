@@ -27,8 +27,10 @@ def may_overwrite(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[
         kwargs: its keyword arguments.
     """
     owner = getattr(func, "__self__", None)
-    if isinstance(owner, FunctionOp) and owner.func is not None:
-        return may_overwrite(owner.func, args, {**owner.bound, **kwargs})
+    if isinstance(owner, FunctionOp):
+        kwargs = {**owner.bound, **kwargs}
+        if owner.func is not None:
+            return may_overwrite(owner.func, args, kwargs)
     if isinstance(owner, nn.Module):
         is_known = is_leaf(owner) and not type(owner).__module__.startswith("torch.jit.")
         writes = getattr(owner, "inplace", False) or getattr(owner, "overwrites_input", False) or kwargs.get("inplace")

@@ -40,7 +40,7 @@ def test_model_of_torch_jit_is_refused_with_advice(form: str, tmp_path: Path) ->
 
 
 def test_ops_left_in_float_are_in_the_verdict(tmp_path: Path) -> None:
-    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.PReLU(), nn.Conv2d(4, 2, 3)).eval()
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.LocalResponseNorm(2), nn.Conv2d(4, 2, 3)).eval()
 
     report = model_profiler(net, BATCHES, out_dir=tmp_path, make_zip=False)
 

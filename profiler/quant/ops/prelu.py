@@ -8,13 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from profiler.quant.affine import along_axis
+from profiler.quant.affine import along_axis, round_half_even
 from profiler.quant.ops.functional import OutputQuant
 from profiler.quant.ops.parameters import FakeQuantWithParameters, with_parameters
 from profiler.quant.ops.registry import Family, OpSpec, register
 from profiler.quant.qconfig import QConfig
 from profiler.quant.qtensor import QTensor, to_float
-from profiler.quant.requantize import requantize
 
 
 def prelu_codes(out: OutputQuant, input: QTensor, weight: Tensor) -> QTensor:
@@ -32,7 +31,9 @@ def prelu_codes(out: OutputQuant, input: QTensor, weight: Tensor) -> QTensor:
     multiplier = input.scale / out.scale
     slopes = to_float(weight).detach().to(torch.float32) * multiplier
     below = along_axis(slopes, x.dim(), 1) if slopes.numel() > 1 and x.dim() > 1 else slopes.reshape(())
-    return out.wrap(requantize(x, torch.where(x >= 0, multiplier, below), out.info))
+    y = x.clamp_min(0).to(torch.float32) * multiplier  # one of the two products is 0: their sum is exact
+    y = y + x.clamp_max(0).to(torch.float32) * below
+    return out.wrap(round_half_even(y).clamp_(out.info.quant_min, out.info.quant_max).to(out.info.torch_dtype))
 
 
 class FakeQuantPReLU(FakeQuantWithParameters, nn.PReLU):

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from profiler.quant.affine import quantize
+from profiler.quant.affine import quantize, round_half_even
 from profiler.quant.ops.functional import OutputQuant
 from profiler.quant.ops.lookup import cached, key_of, read_table
 from profiler.quant.ops.registry import Family, OpSpec, register
@@ -40,8 +40,8 @@ def softmax_codes(
             everywhere are 0.
 
     Returns:
-        With d = max(x_q) - x_q and E[d] = round(2**30 * exp(-s_x * d)): `round(E[d] / sum(E[d]) / s_y)`, the sum exact,
-        the division in float64. A row of equal codes, saturated ones too, is uniform.
+        With d = max(x_q) - x_q and E[d] = round(2**30 * exp(-s_x * d)): `round(E[d] * (1 / (sum(E[d]) * s_y)))`, the
+        sum exact, the rest in float64. A row of equal codes, saturated ones too, is uniform.
     """
     dim = _dim(input, dim)
     x_q = input.plain if blocked is None else input.plain.masked_fill(blocked, input.info.quant_min)
@@ -74,8 +74,10 @@ def _share_codes(
     if blocked is not None:
         exponentials = exponentials.masked_fill(blocked, 0.0)
     total = exponentials.sum(dim, keepdim=True)
-    share = exponentials / (total if blocked is None else total.clamp_min(1.0))
-    return out.wrap(quantize(share, out.scale.double(), out.info))
+    if blocked is not None:
+        total = total.clamp_min(1.0)
+    steps = exponentials * (1.0 / (total * out.scale.double()))
+    return out.wrap(round_half_even(steps).clamp_(out.info.quant_min, out.info.quant_max).to(out.info.torch_dtype))
 
 
 def _distance(x_q: Tensor, dim: int) -> Tensor:
