@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -26,6 +27,20 @@ def positions(values: Sequence[int], like: Tensor) -> Tensor:
 def weights(values: Sequence[float], like: Tensor) -> Tensor:
     """Factors in float64 on the device of `like`."""
     return torch.tensor(values, dtype=torch.float64, device=like.device)
+
+
+def product_along(x: Tensor, dim: int, matrix: Tensor) -> Tensor:
+    """One axis through a matrix `[inputs, outputs]`.
+
+    Args:
+        x: whole numbers in float32 or float64, so that all sums are exact whatever their order.
+        dim: the axis, from 0.
+        matrix: whole numbers in the dtype of x; every sum must stay below 2**24 or 2**53.
+    """
+    shape = sizes_of(x)
+    lead, trail = math.prod(shape[:dim]), math.prod(shape[dim + 1 :])
+    y = x.reshape(lead, shape[dim]) @ matrix if trail == 1 else matrix.T @ x.reshape(lead, shape[dim], trail)
+    return y.reshape(*shape[:dim], matrix.shape[1], *shape[dim + 1 :])
 
 
 @not_traced

@@ -43,7 +43,7 @@ def grid_sample(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[st
     return on_the_grid(
         source,
         lambda x: F.grid_sample(x, grid, mode, padding, align_corners),
-        lambda x: sampled(x, grid.detach(), mode, padding, align_corners),
+        lambda x: sampled(x.double(), grid.detach(), mode, padding, align_corners),
     )
 
 

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from profiler.quant.ops.functional import OutputQuant
 from profiler.quant.ops.gemm import not_traced
-from profiler.quant.ops.geometry import outer_product, positions, sizes_of
+from profiler.quant.ops.geometry import outer_product, positions, product_along, sizes_of
 from profiler.quant.ops.registry import Family, OpSpec, register
 from profiler.quant.qtensor import QTensor
-from profiler.quant.requantize import requantize
+from profiler.quant.requantize import carrier_dtype, requantize
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,10 @@ def window_sums(x: Tensor, windows: Sequence[Windows]) -> Tensor:
         windows: for each of the last `len(windows)` axes.
 
     Returns:
-        int64 sums, exact: differences of running sums, which stay far below 2**63.
+        Exact sums, carried by float32 below 2**24 (the largest code times the largest window), else by float64.
     """
-    sums = x.to(torch.int64)
+    area = math.prod(max((e - s for s, e in zip(w.starts, w.ends, strict=True)), default=0) for w in windows)
+    sums = x.to(carrier_dtype(-torch.iinfo(x.dtype).min * area))
     for position, window in enumerate(windows):
         sums = _sums_along(sums, x.dim() - len(windows) + position, window)
     return sums
@@ -77,10 +78,14 @@ def _sums_along(x: Tensor, axis: int, window: Windows) -> Tensor:
         return x.sum(axis, keepdim=True)
     if window.starts == tuple(range(length)) and window.ends == tuple(range(1, length + 1)):
         return x
-    zero = torch.zeros_like(x.narrow(axis, 0, 1))
-    running = torch.cat([zero, x.cumsum(axis)], axis)
-    ends, starts = positions(window.ends, x), positions(window.starts, x)
-    return running.index_select(axis, ends) - running.index_select(axis, starts)
+    return product_along(x, axis, _membership(x, length, window))
+
+
+@not_traced
+def _membership(x: Tensor, length: int, window: Windows) -> Tensor:
+    """1 where an input belongs to a window, else 0: `[inputs, windows]`."""
+    places = torch.arange(length, device=x.device)[:, None]
+    return ((places >= positions(window.starts, x)) & (places < positions(window.ends, x))).to(x.dtype)
 
 
 def _averaged(out: OutputQuant, input: QTensor, windows: Sequence[Windows], divisor: int | None = None) -> QTensor:

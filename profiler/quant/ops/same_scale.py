@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from profiler.quant.affine import along_axis, dequantize, round_half_even
@@ -19,15 +20,16 @@ def on_the_grid(source: QTensor, real: Callable[[Tensor], Tensor], exact: Callab
     Args:
         source: values or codes that the op works on.
         real: the op on real values.
-        exact: the op on codes in float64; what it gives is rounded, saturated and cast here.
+        exact: the op on integer codes; what it gives is rounded, saturated and cast here.
     """
     if source.holds_codes:
-        return source.like(_rounded(exact(source.plain.double()), source).to(source.plain.dtype))
-    y = real(source.plain)
+        return source.like(_rounded(exact(source.plain), source).to(source.plain.dtype))
     if not source.is_rounded:
-        return source.like(y)
-    codes = _rounded(exact(source.int_repr().double()), source)
-    values = dequantize(codes, source.scale, source.ch_axis)
+        return source.like(real(source.plain))
+    with torch.no_grad():
+        codes = _rounded(exact(source.int_repr()), source)
+        values = dequantize(codes, source.scale, source.ch_axis)
+    y = real(source.plain) if torch.is_grad_enabled() else values
     if y.requires_grad:
         step = along_axis(source.scale, y.dim(), source.ch_axis)
         inside = y.clamp(source.info.quant_min * step, source.info.quant_max * step)
@@ -36,4 +38,4 @@ def on_the_grid(source: QTensor, real: Callable[[Tensor], Tensor], exact: Callab
 
 
 def _rounded(y: Tensor, source: QTensor) -> Tensor:
-    return round_half_even(y.detach()).clamp(source.info.quant_min, source.info.quant_max)
+    return round_half_even(y).clamp(source.info.quant_min, source.info.quant_max)

@@ -85,7 +85,7 @@ def assert_forms_agree(module: nn.Module, shape: tuple[int, ...]) -> None:
 
 
 def assert_front_ends_run_it(module: nn.Module, shape: tuple[int, ...]) -> None:
-    """Prepared, calibrated and converted in both front ends: within a step of the one before, and equal in ONNX Runtime."""
+    """Prepared and converted in both front ends: within a step of the one before, and equal in ONNX Runtime."""
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     for prepare, convert in FRONT_ENDS.values():
         model = Stubbed(module).eval()
