@@ -17,6 +17,8 @@ from torch import nn
 from profiler.quant import (
     FakeQuantState,
     March,
+    check_model,
+    compile_model,
     convert,
     convert_fx,
     default_calib_8bit_fake_quant_qconfig,
@@ -25,6 +27,7 @@ from profiler.quant import (
     default_qat_8bit_weight_32bit_out_fake_quant_qconfig,
     get_default_qat_out_qconfig,
     get_default_qat_qconfig,
+    load_compiled,
     prepare_qat,
     prepare_qat_fx,
     set_fake_quantize,
@@ -213,11 +216,6 @@ def _measured(report: Report, stage: str) -> Iterator[Callable[[float], None]]:
 
 def _deploy(sample: Sample, deployed: nn.Module, report: Report, path: Path) -> None:
     """Traces, checks and compiles the network to deploy, and measures what ONNX Runtime computes from the file."""
-    try:
-        from profiler.quant import check_model, compile_model, load_compiled
-    except ImportError:
-        print("onnx: this version has no compile_model", flush=True)
-        return
     example_input = sample.calibration_batches()[0][:1]
     traced = torch.jit.trace(deployed.eval(), example_input)  # type: ignore[no-untyped-call]
     traced.to(torch.device("cpu"))
