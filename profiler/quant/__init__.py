@@ -3,12 +3,19 @@
 from profiler.quant import ops
 from profiler.quant.affine import qinfo, qint4, qint8, qint16, qint32
 from profiler.quant.consistency import ConsistencyStrategy
+from profiler.quant.deploy.check import check_model
+from profiler.quant.deploy.compile import compile_model, load_compiled
+from profiler.quant.deploy.device import check_deploy_device
+from profiler.quant.deploy.perf import perf_model
+from profiler.quant.deploy.viewing import export_quantized_onnx, export_to_onnx
+from profiler.quant.deploy.visualize import visualize_model
 from profiler.quant.eager.convert import convert
 from profiler.quant.eager.fuse import fuse_known_modules, fuse_modules
 from profiler.quant.eager.prepare import prepare_qat
 from profiler.quant.fake_quant import FakeQuantize
 from profiler.quant.fx.fuse import FuseMode
 from profiler.quant.fx.prepare import convert_fx, fuse_fx, prepare_qat_fx
+from profiler.quant.learned_fake_quant import PACTFakeQuantize, _LearnableFakeQuantize
 from profiler.quant.march import March, get_march, set_march
 from profiler.quant.observers import (
     ClipObserver,
@@ -52,6 +59,7 @@ from profiler.quant.qconfig import (
     default_calib_out_8bit_fake_quant_qconfig,
     default_qat_8bit_fake_quant_qconfig,
     default_qat_8bit_fixed_act_fake_quant_qconfig,
+    default_qat_8bit_lsq_quant_qconfig,
     default_qat_8bit_weight_16bit_act_fake_quant_qconfig,
     default_qat_8bit_weight_32bit_out_fake_quant_qconfig,
     default_qat_16bit_fake_quant_qconfig,
@@ -60,10 +68,12 @@ from profiler.quant.qconfig import (
     get_default_qat_out_qconfig,
     get_default_qat_qconfig,
     get_default_qconfig,
+    get_qconfig,
 )
 from profiler.quant.qtensor import QTensor
 from profiler.quant.states import FakeQuantState, set_fake_quantize
 from profiler.quant.stubs import DeQuantStub, QuantStub
+from profiler.quant.switches import FakeCast, GlobalFakeQuantSwitch
 
 __all__ = [
     "Ceil",
@@ -75,12 +85,14 @@ __all__ = [
     "Div",
     "Erf",
     "Exp",
+    "FakeCast",
     "FakeQuantState",
     "FakeQuantize",
     "FixedScaleObserver",
     "FloatFunctional",
     "Floor",
     "FuseMode",
+    "GlobalFakeQuantSwitch",
     "HardLog",
     "HistogramObserver",
     "Interpolate",
@@ -92,6 +104,7 @@ __all__ = [
     "MixObserver",
     "MovingAverageMinMaxObserver",
     "MovingAveragePerChannelMinMaxObserver",
+    "PACTFakeQuantize",
     "PercentileObserver",
     "Pow",
     "QATMode",
@@ -102,6 +115,10 @@ __all__ = [
     "SegmentLUT",
     "Sin",
     "Sqrt",
+    "_LearnableFakeQuantize",
+    "check_deploy_device",
+    "check_model",
+    "compile_model",
     "convert",
     "convert_fx",
     "default_calib_8bit_fake_quant_qconfig",
@@ -111,10 +128,13 @@ __all__ = [
     "default_calib_out_8bit_fake_quant_qconfig",
     "default_qat_8bit_fake_quant_qconfig",
     "default_qat_8bit_fixed_act_fake_quant_qconfig",
+    "default_qat_8bit_lsq_quant_qconfig",
     "default_qat_8bit_weight_16bit_act_fake_quant_qconfig",
     "default_qat_8bit_weight_32bit_out_fake_quant_qconfig",
     "default_qat_16bit_fake_quant_qconfig",
     "default_qat_out_8bit_fake_quant_qconfig",
+    "export_quantized_onnx",
+    "export_to_onnx",
     "fuse_fx",
     "fuse_known_modules",
     "fuse_modules",
@@ -123,7 +143,10 @@ __all__ = [
     "get_default_qat_qconfig",
     "get_default_qconfig",
     "get_march",
+    "get_qconfig",
+    "load_compiled",
     "ops",
+    "perf_model",
     "prepare_qat",
     "prepare_qat_fx",
     "qinfo",
@@ -136,4 +159,5 @@ __all__ = [
     "set_preserve_qat_mode",
     "set_qat_mode",
     "set_state_policy",
+    "visualize_model",
 ]

@@ -19,6 +19,7 @@ from profiler.quant.fx.in_place import write_through_view
 from profiler.quant.modules import is_leaf
 from profiler.quant.naming import canonical_function_name
 from profiler.quant.ops.functional import tensors_in
+from profiler.quant.qtensor import user_line
 
 _LOGGER = logging.getLogger(__name__)
 _MAX_RETRIES = 200
@@ -90,6 +91,7 @@ class QuantTracer(fx.Tracer):
         """Create a node with its scope and function name."""
         node = super().create_node(kind, target, *args, **kwargs)
         node.meta["scope"], node.meta["run"] = self.innermost.fqn, self.innermost.number
+        node.meta["source"] = user_line()
         if kind in ("call_function", "call_method"):
             # a property such as x.T is a function of its own name
             name = canonical_function_name(str(node.args[1]) if target is getattr else target)
