@@ -14,6 +14,7 @@ from profiler.quant.blocks import is_plain_eager
 from profiler.quant.journal import Journal
 from profiler.quant.observers import MovingAverageMinMaxObserver, ObserverBase
 from profiler.quant.policy import complain
+from profiler.quant.switches import GlobalFakeQuantSwitch
 
 _MISTAKE_3 = (
     "{name}: observing is on and fake quant is off (CALIBRATION), but the module is in eval, so nothing is observed "
@@ -162,7 +163,7 @@ class FakeQuantize(nn.Module):
                 self.journal.count_observed(self.name, is_calibration=not self._is_fake_quant_on)
         elif self._is_observer_on and not self._is_fake_quant_on:
             complain(StateError, _MISTAKE_3.format(name=self.name or "a fake quant"))
-        if not self._is_fake_quant_on:
+        if not (self._is_fake_quant_on and GlobalFakeQuantSwitch.is_on):
             return x
         if not self.is_calibrated and x.numel() > 0:
             complain(NotCalibratedError, _MISTAKE_2.format(name=self.name or "a fake quant"))
@@ -175,6 +176,7 @@ class FakeQuantize(nn.Module):
         """Whether a call would do nothing but round x: VALIDATION without a gradient, and nobody watches the call."""
         return (
             self._is_fake_quant_on
+            and GlobalFakeQuantSwitch.is_on
             and not (self._is_observer_on and self.training)
             and self.is_calibrated
             and self.ch_axis < 0

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from profiler.errors import ConfigError
-from profiler.quant.affine import qint8, qint16
+from profiler.quant.affine import qinfo, qint8, qint16
 from profiler.quant.fake_quant import FakeQuantFactory, FakeQuantize
+from profiler.quant.learned_fake_quant import PACTFakeQuantize, _LearnableFakeQuantize
 from profiler.quant.observers import (
+    HistogramObserver,
+    MinMaxObserver,
     MovingAverageMinMaxObserver,
     MovingAveragePerChannelMinMaxObserver,
+    MSEObserver,
     ObserverBase,
     observer_class,
 )
 
+_KINDS: dict[str, type[FakeQuantize]] = {
+    "fake_quant": FakeQuantize,
+    "lsq": _LearnableFakeQuantize,
+    "pact": PACTFakeQuantize,
+}
 Purpose = Literal["calib", "qat", ""]
 
 
@@ -25,6 +34,7 @@ Purpose = Literal["calib", "qat", ""]
 class QConfig:
     """Factories for one op: `activation` (its output; None leaves it unquantized), `weight`, `input`.
 
+    `input` is for the automatic stub that FX puts before the op; None: as `activation`.
     A qconfig is a value and callable: `q()` is `q`. Prepare writes into its own copy what was asked for
     (`fallback_from`) and why the target got something else (`fallback_reason`).
 
@@ -72,9 +82,9 @@ def get_default_qconfig(
     """A qconfig from the names of its parts.
 
     Args:
-        activation_fake_quant: "fake_quant", or None for an unquantized (high-precision) output.
-        weight_fake_quant: "fake_quant", or None.
-        activation_observer: observer key ("min_max", "percentile", "mse", "fixed_scale") or class.
+        activation_fake_quant: "fake_quant", "lsq", "pact", or None for an unquantized (high-precision) output.
+        weight_fake_quant: the same for weights; None is for ops without one.
+        activation_observer: observer key (see `OBSERVERS`) or class.
         weight_observer: the same for weights.
         activation_qkwargs: arguments of the activation fake quant (`observer`, `dtype`, `scale`, ...).
         weight_qkwargs: arguments of the weight fake quant; per channel on axis 0 unless they say otherwise.
@@ -146,6 +156,36 @@ def get_default_calib_qconfig(
     )
 
 
+def get_qconfig(
+    observer: type[ObserverBase] = HistogramObserver,
+    in_dtype: str = qint8,
+    weight_dtype: str = qint8,
+    out_dtype: str = qint8,
+    fix_scale: bool = False,
+) -> QConfig:
+    """A qconfig from an observer and dtypes.
+
+    Args:
+        observer: MinMaxObserver, MSEObserver or HistogramObserver, for activations; weights take min/max.
+        in_dtype: dtype of an automatic stub before the op.
+        weight_dtype: dtype of the weight.
+        out_dtype: dtype of the output.
+        fix_scale: activation scales are no longer updated once known.
+
+    Raises:
+        ConfigError: another observer, or an unknown dtype.
+    """
+    if observer not in (MinMaxObserver, MSEObserver, HistogramObserver):
+        raise ConfigError(f"observer {observer!r}: get_qconfig takes MinMaxObserver, MSEObserver or HistogramObserver")
+    settings: dict[str, Any] = {"observer": observer, "averaging_constant": 0.0 if fix_scale else 0.01}
+    made = get_default_qconfig(
+        weight_observer=MovingAveragePerChannelMinMaxObserver,
+        activation_qkwargs={**settings, "dtype": qinfo(out_dtype).name},
+        weight_qkwargs={"dtype": qinfo(weight_dtype).name},
+    )
+    return replace(made, input=FakeQuantize.with_args(**settings, dtype=qinfo(in_dtype).name))
+
+
 def high_precision_output(qconfig: QConfig) -> QConfig:
     """The same qconfig with an unquantized output."""
     return QConfig(activation=None, weight=qconfig.weight, input=qconfig.input, purpose=qconfig.purpose)
@@ -179,11 +219,11 @@ def check_qconfig_value(value: Any, where: str) -> QConfig | None:
 def _factory(kind: str | None, kwargs: dict[str, Any]) -> FakeQuantFactory | None:
     if kind is None:
         return None
-    if kind != "fake_quant":
-        raise ConfigError(f"fake quant kind {kind!r} is unknown; use 'fake_quant' or None")
+    if kind not in _KINDS:
+        raise ConfigError(f"fake quant kind {kind!r} is unknown; use one of {', '.join(_KINDS)}, or None")
     if isinstance(kwargs.get("observer"), str):
         kwargs = {**kwargs, "observer": observer_class(kwargs["observer"])}
-    return FakeQuantize.with_args(**kwargs)
+    return _KINDS[kind].with_args(**kwargs)
 
 
 default_qat_8bit_fake_quant_qconfig = get_default_qat_qconfig()
@@ -197,3 +237,9 @@ default_calib_out_8bit_fake_quant_qconfig = high_precision_output(default_calib_
 default_qat_8bit_weight_32bit_out_fake_quant_qconfig = default_qat_out_8bit_fake_quant_qconfig
 default_calib_8bit_weight_32bit_out_fake_quant_qconfig = default_calib_out_8bit_fake_quant_qconfig
 default_qat_8bit_fixed_act_fake_quant_qconfig = get_default_qat_qconfig(activation_qkwargs={"averaging_constant": 0})
+default_qat_8bit_lsq_quant_qconfig = get_default_qat_qconfig(
+    activation_fake_quant="lsq",
+    weight_fake_quant="lsq",
+    activation_qkwargs={"use_grad_scaling": True, "averaging_constant": 1.0},
+    weight_qkwargs={"use_grad_scaling": True, "averaging_constant": 1.0},
+)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from enum import Enum
+from typing import Any
 
 from torch import fx, nn
 
 from profiler.errors import PrepareError, StateError
 from profiler.quant.fake_quant import FakeQuantize
 from profiler.quant.journal import Journal, StateEvent
+from profiler.quant.learned_fake_quant import _LearnableFakeQuantize
 
 JOURNAL_ATTRIBUTE = "quant_journal"
 
@@ -65,7 +67,11 @@ def journal_of(model: nn.Module) -> Journal | None:
 def place_fake_quants(model: nn.Module) -> None:
     """Move the fake quants of ops without tensors of their own (stubs, functions) to the model's device."""
     for name, fake_quant in named_fake_quants(model):
-        _place(fake_quant, model, model.get_submodule(name.rpartition(".")[0]))
+        owner: Any = model.get_submodule(name.rpartition(".")[0])
+        _place(fake_quant, model, owner)
+        is_weight = name.endswith("weight_fake_quant") and not fake_quant.is_calibrated
+        if is_weight and isinstance(fake_quant, _LearnableFakeQuantize) and hasattr(owner, "weight_and_bias"):
+            fake_quant.calibrate_on(owner.weight_and_bias()[0])  # an optimizer made now gets the parameter that stays
 
 
 def attach_journal(model: nn.Module) -> None:
