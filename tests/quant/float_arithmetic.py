@@ -20,9 +20,16 @@ ROUNDING = {
     ("requantize.py", "requantize_rows"),
     ("integer_run.py", "_in_accumulator_steps"),
     ("integer_run.py", "_add_up"),
-    ("gemm.py", "_in_accumulator_steps"),
+    ("epilogue.py", "in_accumulator_steps"),
     ("add.py", "add_codes"),
-    ("add.py", "_rescaled"),
+    ("operands.py", "rescaled"),
+    ("operands.py", "codes_of_steps"),
+    ("extremes.py", "maximum_codes"),  # of operands in output steps, before the one rounding
+    ("extremes.py", "minimum_codes"),
+    ("select.py", "where_codes"),
+    ("matmul.py", "baddbmm_codes"),
+    ("arithmetic.py", "div_codes"),  # one float32 division of exact integers
+    ("compare.py", "compare"),  # real values are compared, the results are booleans
     ("relu.py", "relu6_codes"),
     ("norm.py", "_centred"),  # float64 square root and division of exact integer sums
     ("norm.py", "_affine_codes"),
