@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
@@ -142,6 +142,8 @@ class BoundaryPlanner:
     def _quantize(self, source: fx.Node, user: fx.Node, qconfig: QConfig) -> fx.Node:
         if source not in self._stubs:
             stub_qconfig = qconfig if qconfig.activation is not None else self._default
+            if qconfig.input is not None:
+                stub_qconfig = replace(qconfig, activation=qconfig.input)
             if stub_qconfig is None:
                 return source
             stub = QuantStub()
