@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,11 +18,14 @@ from profiler.quant import (
     FakeQuantState,
     QTensor,
     QuantStub,
+    check_model,
+    compile_model,
     convert,
     default_calib_8bit_fake_quant_qconfig,
     default_qat_8bit_fake_quant_qconfig,
     default_qat_16bit_fake_quant_qconfig,
     fuse_known_modules,
+    load_compiled,
     prepare_qat,
     prepare_qat_fx,
     set_fake_quantize,
@@ -155,6 +159,14 @@ def test_r97_a8_plain_tensors_enter_and_leave() -> None:
     outputs = deploy_model()(EXAMPLE)
 
     assert all(type(m) is Tensor and m.dtype is torch.float32 for m in outputs)
+
+
+@pytest.mark.parametrize(("inputs", "opt"), [(EXAMPLE, 0), ((EXAMPLE,), "O0"), ([EXAMPLE], 3), ([EXAMPLE], "O2")])
+def test_r97_a9_check_and_compile_take_tensor_tuple_and_list(inputs: Any, opt: Any, tmp_path: Path) -> None:
+    assert check_model(deploy_model(), inputs) == 0
+    assert compile_model(deploy_model(), inputs, hbm=tmp_path / "model.onnx", opt=opt) == 0
+
+    assert len(load_compiled(tmp_path / "model.onnx")(EXAMPLE)) == 3
 
 
 def test_r97_a10_pytorchs_own_stubs_are_accepted() -> None:

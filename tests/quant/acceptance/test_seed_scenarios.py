@@ -12,6 +12,8 @@ from torch import Tensor
 from profiler.quant import (
     FakeQuantState,
     March,
+    check_model,
+    compile_model,
     convert,
     convert_fx,
     default_calib_8bit_fake_quant_qconfig,
@@ -20,6 +22,7 @@ from profiler.quant import (
     default_qat_8bit_fake_quant_qconfig,
     default_qat_8bit_weight_32bit_out_fake_quant_qconfig,
     default_qat_16bit_fake_quant_qconfig,
+    load_compiled,
     prepare_qat,
     prepare_qat_fx,
     set_fake_quantize,
@@ -80,6 +83,16 @@ def test_r97_scenario_a_traced_model_equals_the_untraced_one() -> None:
 
     assert equal(outputs, expected)
     assert all(type(m) is Tensor for m in expected)
+
+
+def test_r97_scenario_a_checks_and_compiles_the_traced_model(tmp_path: Path) -> None:
+    traced = torch.jit.trace(deploy_model(), EXAMPLE)
+
+    assert check_model(traced, EXAMPLE, advice=1) == 0
+    assert compile_model(traced, [EXAMPLE], opt=0, hbm=str(tmp_path / "model.hbm")) == 0
+
+    for expected, got in zip(deploy_model()(EXAMPLE), load_compiled(tmp_path / "model.hbm")(EXAMPLE), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6 * float(expected.abs().max()))
 
 
 HEAD_OUT = {f"bbox_head.convs_pred.{i}": default_calib_8bit_weight_32bit_out_fake_quant_qconfig for i in range(3)}
