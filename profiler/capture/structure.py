@@ -32,6 +32,9 @@ from profiler.records import (
 )
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+_WEIGHTED = (
+    nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear,
+)  # fmt: skip
 
 
 def called_counts(stage: Stage) -> tuple[CalledCount, ...]:
@@ -84,7 +87,8 @@ def weight_records(reference: nn.Module, test: nn.Module) -> tuple[WeightRecord,
         sums, axis_scale = PairSums(), scale.reshape(-1, *[1] * (actual.dim() - 1))
         sums.update(reference=expected, test=actual)
         stats = sums.stats(None)
-        in_scales = float(((actual - expected).abs() / axis_scale).max()) if actual.numel() else None
+        apart = module.rows((actual - expected).abs())
+        in_scales = float((apart / axis_scale).max()) if actual.numel() else None
         rows.append(
             WeightRecord(
                 f"{op_name(name)}.weight",
@@ -109,7 +113,9 @@ def weight_params(module: nn.Module | None) -> QuantParams | None:
         )
     if isinstance(module, IntegerGemm):
         info = qinfo(module.weight_dtype)
-        return QuantParams(info.name, tuple(float(s) for s in module.weight_scale), 0, info.quant_min, info.quant_max)
+        axis = module.weight_axis()
+        scales = module.weight_scale if axis >= 0 else module.weight_scale[:1]
+        return QuantParams(info.name, tuple(float(s) for s in scales), axis, info.quant_min, info.quant_max)
     return None
 
 
@@ -139,7 +145,7 @@ def unfused_groups(stage: Stage) -> tuple[UnfusedGroup, ...]:
     consumers = stage.consumers()
     groups, taken = [], set()
     for name, facts in stage.facts.items():
-        if not isinstance(facts.module, (Gemm, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)) or name in taken:
+        if not isinstance(facts.module, (Gemm, *_WEIGHTED)) or name in taken:
             continue
         if isinstance(facts.module, Gemm) and (
             facts.module.epilogue.activation or "BatchNorm" in facts.module.base_name

@@ -201,6 +201,33 @@ def test_weight_records_against_the_float_weight_with_its_norm_folded(front_end:
     assert "conv2.weight" in records
 
 
+class Transposed(nets.Stubbed):
+    """Transposed convs with other numbers of channels in and out: one with a norm, one grouped."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.bn = nn.ConvTranspose2d(3, 8, 2, 2, bias=False), nn.BatchNorm2d(8)
+        self.grouped = nn.ConvTranspose2d(8, 6, 3, groups=2)
+        self.bn.running_var.uniform_(0.3, 3)
+
+    def body(self, x: Tensor) -> Tensor:
+        y: Tensor = self.grouped(self.bn(self.up(x)))
+        return y
+
+
+def test_weight_records_of_transposed_convs_follow_their_output_channels() -> None:
+    x = images(2, 3, 6, 6)
+    model = Transposed().eval()
+    calib, quantized = (compared(model, test, x) for test in stages(model, "fx", x)[1:])
+    gain = model.bn.weight / torch.sqrt(model.bn.running_var + model.bn.eps)
+    absmax = float((model.up.weight * gain[:, None, None]).abs().max())
+    for comparison in (calib, quantized):
+        records = {r.name: r for r in comparison.weights}
+        assert records["up.weight"].reference_absmax == pytest.approx(absmax, rel=1e-5)
+        assert all(0 < (records[n].atol_scales or 0) <= 0.51 + 0.5 for n in ("up.weight", "grouped.weight"))
+        assert all(records[n].sqnr_db > 35 for n in ("up.weight", "grouped.weight"))
+
+
 def test_weight_records_of_qvsq_are_exact() -> None:
     x = images(2, 3, 6, 6)
     _, calib, quantized = stages(nets.ConvBnRelu().eval(), "fx", x)
