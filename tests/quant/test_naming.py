@@ -10,7 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from profiler.quant.naming import NOT_OPS, call_name, canonical_function_name, generated_name, op_name, parse_generated
+from profiler.quant.naming import (
+    NOT_OPS,
+    call_name,
+    canonical_function_name,
+    generated_name,
+    is_reflected,
+    op_name,
+    parse_generated,
+)
 
 SPELLINGS: list[tuple[str, Callable[[Tensor, Tensor], Any]]] = [
     ("add", lambda x, y: x + y),
@@ -72,3 +80,20 @@ def test_parse_generated_is_the_inverse_of_generated_name() -> None:
 
 def test_call_name_later_calls_carry_their_number() -> None:
     assert [call_name("a.b", k) for k in range(3)] == ["a.b", "a.b(1)", "a.b(2)"]
+
+
+@pytest.mark.parametrize(
+    ("func", "reflected"),
+    [
+        (torch.Tensor.__rsub__, True),
+        (torch.rsub, True),
+        (torch.Tensor.__rdiv__, True),
+        (torch.Tensor.__rpow__, True),
+        (torch.Tensor.__rmatmul__, True),
+        (torch.Tensor.__radd__, False),
+        (torch.Tensor.sub_, False),
+        (torch.sub, False),
+    ],
+)
+def test_is_reflected_names_the_functions_whose_operands_are_reversed(func: Any, reflected: bool) -> None:
+    assert is_reflected(func) is reflected

@@ -40,5 +40,5 @@ def as_float32(operand: Any, like: Tensor) -> Tensor:
 
 def codes_of_steps(out: OutputQuant, steps: Tensor) -> QTensor:
     """Codes of values given in steps of the output: rounded half to even, clamped."""
-    codes = round_half_even(steps).clamp(out.info.quant_min, out.info.quant_max)
+    codes = round_half_even(steps).clamp_(out.info.quant_min, out.info.quant_max)
     return out.wrap(codes.to(out.info.torch_dtype))
