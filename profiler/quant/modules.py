@@ -14,6 +14,10 @@ from profiler.quant.qconfig import QConfig
 from profiler.quant.qtensor import QTensor, to_plain
 
 _M = TypeVar("_M", bound=nn.Module)
+_CONTAINERS = (
+    nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.Transformer, nn.TransformerEncoder, nn.TransformerDecoder,
+    nn.TransformerEncoderLayer, nn.TransformerDecoderLayer,
+)  # fmt: skip
 
 
 class QuantOp(nn.Module):
@@ -31,7 +35,7 @@ def is_leaf(module: nn.Module) -> bool:
     """
     if isinstance(module, (QuantOp, Identity)):
         return True
-    if isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)) or type(module) is nn.Module:
+    if isinstance(module, _CONTAINERS) or type(module) is nn.Module:
         return False
     source = type(module).__module__
     return source.startswith(("torch.nn.", "torch.ao.nn.", "torch.ao.quantization.stubs", "torch.jit."))
