@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from profiler.errors import UnsupportedOpError
 from profiler.quant.affine import along_axis, quantize
+from profiler.quant.ops.exact_sum import exact_sum
 from profiler.quant.ops.functional import OutputQuant
 from profiler.quant.ops.parameters import FakeQuantWithParameters, with_parameters
 from profiler.quant.ops.registry import Family, OpSpec, register
 from profiler.quant.qconfig import QConfig
 from profiler.quant.qtensor import QTensor, to_float
 
-# float64 sums of squares of n int16 codes are exact below 2**53: n < 2**23.
 _TINY = torch.finfo(torch.float64).tiny
 
 
@@ -95,7 +95,7 @@ def rms_norm_codes(
     dims = tuple(range(-len(normalized_shape), 0))
     count = _count(x, dims)
     floor = torch.finfo(torch.float32).eps if eps is None else eps
-    mean_square = (x * x).sum(dims, keepdim=True) / count
+    mean_square = _sum_of_squares(x, dims, input) / count
     return _affine_codes(out, x / _root(mean_square + floor / _squared_scale(input)), weight, None)
 
 
@@ -109,9 +109,11 @@ def normalize_codes(out: OutputQuant, input: QTensor, p: float = 2.0, dim: int =
     if p not in (1, 2, float("inf")):
         raise UnsupportedOpError(f"normalize with p={p} has no integer form; use p = 1, 2 or inf, or qconfig = None")
     if p == 2:
-        length = torch.sqrt((x * x).sum(dim, keepdim=True))
+        length = torch.sqrt(_sum_of_squares(x, (dim,), input))
+    elif p == 1:
+        length = exact_sum(x.abs(), (dim,), -input.info.quant_min)
     else:
-        length = x.abs().sum(dim, keepdim=True) if p == 1 else x.abs().amax(dim, keepdim=True)
+        length = x.abs().amax(dim, keepdim=True)
     floor = (eps / input.scale.double()).clamp_min(_TINY)
     return out.wrap(quantize(x / torch.maximum(length, floor), out.scale.double(), out.info))
 
@@ -120,10 +122,14 @@ def _centred(input: QTensor, x_q: Tensor, dims: tuple[int, ...], eps: float) -> 
     """`(x - mean) / sqrt(var + eps)` over `dims`, float64; both sums are exact, each further step rounds once."""
     x = x_q.double()
     count = _count(x, dims)
-    total = x.sum(dims, keepdim=True)
-    squares = (x * x).sum(dims, keepdim=True)
+    total = exact_sum(x, dims, -input.info.quant_min)
+    squares = _sum_of_squares(x, dims, input)
     spread = (squares * count - total * total).clamp_min(0.0)
     return (x * count - total) / _root(spread + count * count * eps / _squared_scale(input))
+
+
+def _sum_of_squares(x: Tensor, dims: tuple[int, ...], input: QTensor) -> Tensor:
+    return exact_sum(x * x, dims, input.info.quant_min**2)
 
 
 def _root(square: Tensor) -> Tensor:

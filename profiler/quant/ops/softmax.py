@@ -9,14 +9,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from profiler.quant.affine import quantize, round_half_even
+from profiler.quant.ops.exact_sum import exact_sum
 from profiler.quant.ops.functional import OutputQuant
 from profiler.quant.ops.lookup import cached, key_of, read_table
 from profiler.quant.ops.registry import Family, OpSpec, register
 from profiler.quant.qtensor import QTensor
 
-# exp is held in steps of 2**-30: the sum of a row of up to 2**23 elements stays an exact float64 integer.
+# exp is held in steps of 2**-30; rows have up to 2**30 elements.
 EXP_BITS = 30
-_MAX_ROW_BITS = 23
+_MAX_ROW_BITS = 30
 _LOG_BITS = 14
 
 
@@ -62,7 +63,7 @@ def log_softmax_codes(out: OutputQuant, input: QTensor, dim: int | None = None, 
     """
     dim = _dim(input, dim)
     distance = _distance(input.plain, dim)
-    total = _exponentials(out, input, distance).sum(dim, keepdim=True)
+    total = exact_sum(_exponentials(out, input, distance), (dim,), 2**EXP_BITS)
     y = -(distance.double() * input.scale.double()) - _log_of_total(out, total)
     return out.wrap(quantize(y, out.scale.double(), out.info))
 
@@ -73,7 +74,7 @@ def _share_codes(
     exponentials = _exponentials(out, input, distance)
     if blocked is not None:
         exponentials = exponentials.masked_fill(blocked, 0.0)
-    total = exponentials.sum(dim, keepdim=True)
+    total = exact_sum(exponentials, (dim,), 2**EXP_BITS)
     if blocked is not None:
         total = total.clamp_min(1.0)
     steps = exponentials * (1.0 / (total * out.scale.double()))
@@ -100,7 +101,7 @@ def _exp_table(input: QTensor) -> Tensor:
 
 
 def _log_of_total(out: OutputQuant, total: Tensor) -> Tensor:
-    """log(total / 2**30) of integers 2**30 .. 2**53 (float64): `k * log 2` plus the log of the rest in [1, 2)."""
+    """log(total / 2**30) of integers 2**30 .. 2**60 (float64): `k * log 2` plus the log of the rest in [1, 2)."""
     powers, values, slopes = cached(out, ("log", str(total.device)), lambda: _log_tables(total.device))
     exponent = (total.unsqueeze(-1) >= powers).to(torch.int64).sum(-1)
     rest = total / read_table(powers, exponent) * 2.0  # exact: a division by a power of two
@@ -115,7 +116,7 @@ _LOG_2 = 0.6931471805599453
 
 
 def _log_tables(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """2**31 .. 2**54; log(1 + i / 2**14), and what it grows by to the next i."""
+    """2**31 .. 2**61; log(1 + i / 2**14), and what it grows by to the next i."""
     powers = 2.0 ** torch.arange(EXP_BITS + 1, EXP_BITS + _MAX_ROW_BITS + 2, device=device).double()
     values = torch.log1p(torch.arange(2**_LOG_BITS + 1, device=device).double() / 2.0**_LOG_BITS)
     return powers, values, torch.cat([values[1:] - values[:-1], values.new_zeros(1)])

@@ -98,3 +98,27 @@ def test_layer_norm_any_shape_and_scale(lead: list[int], width: int, exponent: f
         assert np.abs(y_q.plain.numpy() - expected).max() <= 1
     if x_q.numel() and width > 1 and -4 < exponent < 4:
         assert_nearly_same_codes(fake(on_grid(x_q, x_scale, f"qint{bits}")), y_q, 0.95)
+
+
+@pytest.mark.parametrize("front_end", FRONT_ENDS)
+def test_layer_norm_outside_the_stubs_stays_float(front_end: str) -> None:
+    class Outside(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.quant, self.linear, self.dequant = (
+                nn.LayerNorm(8),
+                QuantStub(),
+                nn.Linear(8, 8),
+                DeQuantStub(),
+            )
+            self.last = nn.LayerNorm(8)
+
+        def forward(self, x: Any) -> Any:
+            return self.last(self.dequant(self.linear(self.quant(self.norm(x)))))
+
+    stage, convert = FRONT_ENDS[front_end]
+    torch.manual_seed(0)
+    model, x = Outside().eval(), torch.randn(5, 8)
+    calib = stage(model, [x])
+    torch.testing.assert_close(convert(calib)(x), calib(x), rtol=0, atol=0.02)
+    torch.testing.assert_close(calib.norm(x), model.norm(x))
