@@ -11,7 +11,8 @@ from profiler.errors import PrepareError
 from profiler.quant.modules import Identity
 from profiler.quant.ops.epilogue import Epilogue
 from profiler.quant.ops.float_functional import FloatFunctional
-from profiler.quant.ops.gemm import FusedGemm, fuse_gemm
+from profiler.quant.ops.fusing import fuse_gemm
+from profiler.quant.ops.gemm import FusedGemm
 from profiler.quant.ops.registry import spec_of_class
 from profiler.quant.swap import copy_model
 

@@ -14,7 +14,7 @@ from profiler.quant.naming import op_name
 from profiler.quant.ops.epilogue import Epilogue
 from profiler.quant.ops.float_functional import FloatFunctional
 from profiler.quant.ops.functional import FunctionOp
-from profiler.quant.ops.gemm import fuse_gemm
+from profiler.quant.ops.fusing import fuse_gemm
 
 
 class FuseMode(Enum):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -19,7 +19,6 @@ from profiler.quant.modules import QuantOp, adopt, make_activation, place_like, 
 from profiler.quant.ops.epilogue import Epilogue, in_steps
 from profiler.quant.ops.fold import batch_norm_affine, fold_batch_norm
 from profiler.quant.ops.integer_run import FastPlan, Target, fast_plan, run
-from profiler.quant.qat_mode import QATMode, get_qat_mode
 from profiler.quant.qconfig import QConfig
 from profiler.quant.qtensor import QTensor, to_plain
 from profiler.quant.requantize import carrier_dtype, requantize
@@ -256,15 +255,22 @@ class IntegerGemm(Gemm):
         other = require_codes(other, self._get_name()) if self.epilogue.has_add else None
         plan = self._plan(x, other)
         if plan.fast is not None and is_plain_eager(x.plain) and x.numel():
-            return self._run_fast(x, plan.fast, other)
+            result = self._run_fast(x, plan.fast, other)
+            if result is not None:
+                return result
         return self.finish(self.gemm(x.plain.to(plan.carrier), plan.weight, plan.bias), plan, other)
 
-    def _run_fast(self, x: QTensor, plan: FastPlan, other: QTensor | None) -> Tensor:
-        """The same integers from the 8-bit kernels; codes of images come channels last."""
+    def _run_fast(self, x: QTensor, plan: FastPlan, other: QTensor | None) -> Tensor | None:
+        """The same integers from the 8-bit kernels; codes of images come channels last.
+
+        None where an added operand is larger than the product.
+        """
         beside = None if other is None else self.as_image(other.plain)
         image = self.as_image(x.plain)
-        if beside is not None and beside.shape != plan.output_shape(image):
-            beside = beside.expand(plan.output_shape(image))
+        if beside is not None and beside.shape != (shape := plan.output_shape(image)):
+            if any(theirs > ours for theirs, ours in zip(beside.shape, shape, strict=True)):
+                return None
+            beside = beside.expand(shape)
         result = self.from_image(run(plan, image, beside), x.plain)
         return result if self.out_scale is None else QTensor.wrap(result, self.out_scale, self.out_dtype)
 
@@ -360,39 +366,3 @@ class IntegerGemm(Gemm):
 def _in_accumulator_steps(other: Any, multiplier: Tensor) -> Tensor:
     """The other operand of a fused add in steps of the accumulator: product in float32, rounded once."""
     return round_half_even(to_plain(other).to(torch.float32) * multiplier)
-
-
-def fuse_gemm(
-    cls: type[FusedGemm], module: Any, norm: Any | None, epilogue: Epilogue, names: tuple[str, ...]
-) -> FusedGemm:
-    """Fused float form of a weighted module, an optional batch norm and an epilogue.
-
-    Args:
-        cls: the fused class of the module's kind.
-        module: float module, or an already fused one whose epilogue is extended.
-        norm: batch norm to fold, or None.
-        epilogue: what follows.
-        names: op names of the group, in order.
-    """
-    fused = adopt(cls, module)
-    former = fused._modules.pop("bn", None)
-    if former is not None and norm is None:
-        fused.bn = former
-    elif former is not None:
-        _fold_into(fused, former)
-    if norm is not None and get_qat_mode() is QATMode.WithBN:
-        fused.bn = norm
-    elif norm is not None:
-        _fold_into(fused, norm)
-    fused.epilogue = replace(epilogue, has_add=epilogue.has_add or fused.epilogue.has_add)
-    fused.fused_names = names
-    return fused
-
-
-@torch.no_grad()
-def _fold_into(fused: FusedGemm, norm: Any) -> None:
-    """Replace the weight and bias of a fused module by those with a batch norm folded in."""
-    requires_grad = fused.weight.requires_grad
-    rows, bias = fold_batch_norm(fused.rows(fused.weight), fused.bias, norm)
-    fused.weight = nn.Parameter(fused.from_rows(rows).contiguous(), requires_grad=requires_grad)
-    fused.bias = nn.Parameter(bias, requires_grad=requires_grad)
