@@ -16,6 +16,7 @@ from profiler.quant.fake_quant import FakeQuantize
 from profiler.quant.fx.fuse import FuseMode
 from profiler.quant.fx.prepare import convert_fx, fuse_fx, prepare_qat_fx
 from profiler.quant.learned_fake_quant import PACTFakeQuantize, _LearnableFakeQuantize
+from profiler.quant.loading import load_observer_params
 from profiler.quant.march import March, get_march, set_march
 from profiler.quant.observers import (
     ClipObserver,
@@ -71,6 +72,7 @@ from profiler.quant.qconfig import (
     get_qconfig,
 )
 from profiler.quant.qtensor import QTensor
+from profiler.quant.requantize import set_requantization
 from profiler.quant.states import FakeQuantState, set_fake_quantize
 from profiler.quant.stubs import DeQuantStub, QuantStub
 from profiler.quant.switches import FakeCast, GlobalFakeQuantSwitch
@@ -145,6 +147,7 @@ __all__ = [
     "get_march",
     "get_qconfig",
     "load_compiled",
+    "load_observer_params",
     "ops",
     "perf_model",
     "prepare_qat",
@@ -158,6 +161,7 @@ __all__ = [
     "set_march",
     "set_preserve_qat_mode",
     "set_qat_mode",
+    "set_requantization",
     "set_state_policy",
     "visualize_model",
 ]
