@@ -73,6 +73,7 @@ from profiler.quant.qconfig import (
 )
 from profiler.quant.qtensor import QTensor
 from profiler.quant.requantize import set_requantization
+from profiler.quant.requantize import set_requantization
 from profiler.quant.states import FakeQuantState, set_fake_quantize
 from profiler.quant.stubs import DeQuantStub, QuantStub
 from profiler.quant.switches import FakeCast, GlobalFakeQuantSwitch
@@ -161,6 +162,7 @@ __all__ = [
     "set_march",
     "set_preserve_qat_mode",
     "set_qat_mode",
+    "set_requantization",
     "set_requantization",
     "set_state_policy",
     "visualize_model",

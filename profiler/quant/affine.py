@@ -13,13 +13,22 @@ from profiler.quant.blocks import channel_blocks, flat_blocks, is_plain_eager
 
 
 @dataclass(frozen=True)
+class Requantization:
+    """How a converted op makes codes of its accumulator; the values are those of `set_requantization`."""
+
+    method: str = "float32"
+    ties: str = "half_even"
+
+
+@dataclass(frozen=True)
 class QInfo:
-    """The code range of a quantized dtype, and the plain torch dtype that carries its codes."""
+    """The code range of a quantized dtype, the plain torch dtype that carries its codes, and how they are made."""
 
     name: str
     quant_min: int
     quant_max: int
     torch_dtype: torch.dtype
+    requantization: Requantization = Requantization()
 
     @property
     def half_range(self) -> float:

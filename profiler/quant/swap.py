@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from profiler.errors import ModelError, NotCalibratedError, PrepareError, StateError
+from profiler.quant.affine import QInfo
 from profiler.quant.eager.boundaries import convert_boundaries
 from profiler.quant.fake_quant import FakeQuantize
 from profiler.quant.march import require_march
@@ -25,6 +26,7 @@ from profiler.quant.ops.functional import (
 from profiler.quant.ops.registry import Family, refusal_of, spec_of_function, spec_of_module
 from profiler.quant.preserve import is_preserved, preserve
 from profiler.quant.qconfig import QConfig
+from profiler.quant.requantize import get_requantization
 from profiler.quant.states import JOURNAL_ATTRIBUTE, named_fake_quants
 
 EFFECTS_ATTRIBUTE = "quant_effects"
@@ -170,6 +172,14 @@ def _misses_scale(model: nn.Module, name: str, fake_quant: FakeQuantize) -> bool
     return has_run_here and not is_known_to_be_outside
 
 
+def keep_requantization(converted: nn.Module) -> None:
+    """Store what `set_requantization` chose in the integer forms that were just made."""
+    for module in converted.modules():
+        info = getattr(module, "out_info", None)
+        if isinstance(info, QInfo):
+            module.out_info = replace(info, requantization=get_requantization())  # type: ignore[assignment]
+
+
 def convert_modules(model: nn.Module, remove_qconfig: bool) -> None:
     """Replace every fake-quant module by its integer form, in place.
 
@@ -199,6 +209,7 @@ def convert_modules(model: nn.Module, remove_qconfig: bool) -> None:
             to_integer: Any = module.to_integer
             done[id(module)] = (preserve(module) if is_preserved(module) else to_integer(), module)
         parent._modules[attribute] = done[id(module)][0]
+        keep_requantization(done[id(module)][0])
     convert_boundaries(model)
     if remove_qconfig:
         for module in model.modules():

@@ -34,7 +34,8 @@ def mul_codes(out: OutputQuant, input: Any, other: Any) -> QTensor:
     factor = as_float32(factor, out.scale)
     if factor.dim() == 0:
         return out.wrap(requantize(x.plain, x.scale * factor / out.scale, out.info))
-    return out.wrap(requantize(x.plain.to(torch.float32) * factor, x.scale / out.scale, out.info))
+    product = x.plain.to(torch.float32) * factor
+    return out.wrap(requantize(product, x.scale / out.scale, out.info, is_whole=False))
 
 
 def _product(x: QTensor, other: QTensor) -> Tensor:
@@ -63,7 +64,8 @@ def div_codes(out: OutputQuant, input: Any, other: Any, *, rounding_mode: str | 
     dividend, dividend_scale = _value_and_scale(out, input)
     divisor, divisor_scale = _value_and_scale(out, other)
     quotient = torch.where(dividend == 0, 0.0, dividend / divisor)
-    return out.wrap(requantize(quotient, dividend_scale / (divisor_scale * out.scale), out.info))
+    multiplier = dividend_scale / (divisor_scale * out.scale)
+    return out.wrap(requantize(quotient, multiplier, out.info, is_whole=False))
 
 
 def _value_and_scale(out: OutputQuant, operand: Any) -> tuple[Tensor, Tensor]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from profiler.errors import PrepareError
 from profiler.quant.affine import round_half_even
+from profiler.quant.qtensor import to_plain
 
 _ACTIVATION_NAMES = {"": "", "relu": "ReLU", "relu6": "ReLU6"}
 
@@ -50,3 +53,8 @@ def in_steps(value: Tensor | None, step: Tensor) -> Tensor | None:
         step = step.to(value.dtype)
     rounded = round_half_even(value.detach() / step).mul_(step).to(value.dtype)
     return value + (rounded - value.detach()) if value.requires_grad else rounded
+
+
+def in_accumulator_steps(other: Any, multiplier: Tensor) -> Tensor:
+    """The other operand of a fused add in steps of the accumulator: product in float32, rounded once."""
+    return round_half_even(to_plain(other).to(torch.float32) * multiplier)

@@ -11,17 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from profiler.errors import PrepareError
-from profiler.quant.affine import QInfo, along_axis, qinfo, quantize, round_half_even
+from profiler.quant.affine import QInfo, Requantization, along_axis, qinfo, quantize, round_half_even
 from profiler.quant.blocks import is_plain_eager
 from profiler.quant.fake_quant import FakeQuantize
 from profiler.quant.integer_kernels import Geometry
 from profiler.quant.modules import QuantOp, adopt, make_activation, place_like, quantized_output, require_codes
-from profiler.quant.ops.epilogue import Epilogue, in_steps
+from profiler.quant.ops.epilogue import Epilogue, in_accumulator_steps, in_steps
 from profiler.quant.ops.fold import batch_norm_affine, fold_batch_norm
 from profiler.quant.ops.integer_run import FastPlan, Target, fast_plan, run
 from profiler.quant.qconfig import QConfig
 from profiler.quant.qtensor import QTensor, to_plain
-from profiler.quant.requantize import carrier_dtype, requantize
+from profiler.quant.requantize import carrier_dtype, requantize, warn_of_overflow
 
 _FQ = TypeVar("_FQ", bound="FakeQuantGemm")
 _P = ParamSpec("_P")
@@ -140,6 +140,7 @@ class FakeQuantGemm(Gemm):
         if not weight_fake_quant.is_calibrated:
             weight_fake_quant.calibrate_on(weight)
         module = adopt(self.integer_class, self)
+        module.op_name = weight_fake_quant.name.rpartition(".")[0]
         for name in ("weight_fake_quant", "activation_post_process", "bn"):
             module._modules.pop(name, None)
         module._parameters.clear()
@@ -235,6 +236,7 @@ class IntegerGemm(Gemm):
     out_info: QInfo | None
     weight_scale: Tensor
     weight_dtype: str
+    op_name: str = ""
 
     def take(
         self, codes: Tensor, weight_scale: Tensor, weight_dtype: str, bias: Tensor | None, output: FakeQuantize | None
@@ -291,7 +293,7 @@ class IntegerGemm(Gemm):
         axis = self.out_axis(acc)
         if plan.other_multiplier is not None:
             multiplier = along_axis(plan.other_multiplier, acc.dim(), axis)
-            acc = acc + _in_accumulator_steps(other, multiplier).to(acc.dtype)
+            acc = acc + in_accumulator_steps(other, multiplier).to(acc.dtype)
         if self.epilogue.activation:
             acc = acc.clamp_min_(0)
         return self._output(acc, plan, axis)
@@ -333,12 +335,16 @@ class IntegerGemm(Gemm):
         if other is not None:
             multiplier = other.scale.double() / acc_scale.double()
             bound = bound + multiplier * -other.info.quant_min
-        carrier = carrier_dtype(float(bound.max()) if bound.numel() else 0.0)
+        largest = float(bound.max()) if bound.numel() else 0.0
+        warn_of_overflow(self.op_name or self._get_name(), largest)
+        carrier = carrier_dtype(largest)
         room = 0.0 if other is None or multiplier is None else float(multiplier.max()) * -other.info.quant_min + 1
         to_sums = None if multiplier is None else multiplier.to(torch.float32)
+        is_default = self.out_info is None or self.out_info.requantization == Requantization()
+        geometry = self.geometry() if is_default else None
         target = Target(acc_scale, to_sums, self.epilogue.activation, self.out_scale, self.out_info)
         return _Plan(
-            fast=fast_plan(self.geometry(), self.rows(weight), bias_q, x.plain.dtype, room, target),
+            fast=fast_plan(geometry, self.rows(weight), bias_q, x.plain.dtype, room, target),
             weight=weight.to(carrier),
             bias=None if bias_q is None else bias_q.to(carrier),
             acc_scale=acc_scale,
@@ -361,8 +367,3 @@ class IntegerGemm(Gemm):
         """Load, and forget the plans that were made from the former weights."""
         super()._load_from_state_dict(*args)
         self._plans = _Plans()
-
-
-def _in_accumulator_steps(other: Any, multiplier: Tensor) -> Tensor:
-    """The other operand of a fused add in steps of the accumulator: product in float32, rounded once."""
-    return round_half_even(to_plain(other).to(torch.float32) * multiplier)
