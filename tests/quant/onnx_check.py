@@ -8,9 +8,10 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from profiler.quant import QTensor
 from profiler.quant.deploy.export import Exported, OpMark, record_model
 from profiler.quant.deploy.session import make_session, run_session
-from profiler.quant.deploy.structure import bind_inputs, flat_tensors
+from profiler.quant.deploy.structure import bind_inputs, flat_tensors, on_cpu
 
 FLOAT_RELATIVE = 1e-6
 
@@ -37,6 +38,7 @@ def assert_equals_onnx(
     onnx.checker.check_model(exported.proto, full_check=True)
     session = make_session(exported.proto, opt)
     tensors = flat_tensors(*bind_inputs(model, inputs))
+    _assert_records_what_runs(model, inputs, exported)
     marks = [mark for mark in exported.marks if mark.value]
     names = list(dict.fromkeys([mark.value for mark in marks] + exported.output_names))
     actual = dict(zip(names, run_session(session, exported.input_names, tensors, names), strict=True))
@@ -47,6 +49,17 @@ def assert_equals_onnx(
     for name, expected in zip(exported.output_names, exported.outputs, strict=True):
         _assert_output(name, expected, actual[name], float_relative)
     return exported
+
+
+@torch.no_grad()
+def _assert_records_what_runs(model: nn.Module, inputs: Any, exported: Exported) -> None:
+    """The model as it runs by itself, with its fast kernels, gives the very same outputs."""
+    args, kwargs = on_cpu(bind_inputs(model, inputs))
+    outputs = flat_tensors((model(*args, **kwargs),), {})
+    assert len(outputs) == len(exported.outputs)
+    for name, output, recorded in zip(exported.output_names, outputs, exported.outputs, strict=True):
+        plain = output.plain if isinstance(output, QTensor) else output
+        assert torch.equal(torch.nan_to_num(plain), torch.nan_to_num(recorded)), f"output {name} differs while recorded"
 
 
 def _assert_codes(mark: OpMark, actual: Tensor, int16_share: float) -> None:

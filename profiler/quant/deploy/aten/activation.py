@@ -16,12 +16,6 @@ def relu(g: Emission, x: Value) -> Value:
     return g.binary("Max", x, 0)
 
 
-@emits("relu6.default")
-def relu6(g: Emission, x: Value) -> Value:
-    """From 0 to 6."""
-    return _clip(g, x, 0.0, 6.0)
-
-
 @emits("gelu.default")
 def gelu(g: Emission, x: Value, approximate: str = "none") -> Value:
     """Exact, or by tanh."""
@@ -108,7 +102,7 @@ def threshold(g: Emission, x: Value, threshold: float, value: float) -> Value:
     return g.where(g.compare("Greater", x, threshold), x, value, x.dtype)
 
 
-@emits("_softmax.default", "_safe_softmax.default")
+@emits("_softmax.default")
 def softmax(g: Emission, x: Value, dim: int, *_: Any, **__: Any) -> Value:
     """Softmax along a dimension."""
     return g.node("Softmax", g.cast(x, g.out.dtype), axis=dim)
@@ -126,12 +120,6 @@ def glu(g: Emission, x: Value, dim: int = -1) -> Value:
     half = shape_of(x)[dim] // 2
     first, second = g.nodes_of("Split", x, constant([half, half], torch.int64), dtypes=[x.dtype] * 2, axis=dim)
     return g.binary("Mul", first, g.node("Sigmoid", second))
-
-
-@emits("native_dropout.default")
-def dropout(g: Emission, x: Value, *_: Any) -> tuple[Value, None]:
-    """Nothing in eval."""
-    return x, None
 
 
 @emits(

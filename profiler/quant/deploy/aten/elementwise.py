@@ -65,7 +65,7 @@ def not_equal(g: Emission, x: Value, other: Any) -> Value:
     return g.node("Not", g.compare("Equal", x, other, _common(x, other)))
 
 
-@emits("mul.Tensor", "mul.Scalar")
+@emits("mul.Tensor")
 def mul(g: Emission, x: Any, other: Any) -> Value:
     """Product in the dtype of the result."""
     return g.binary("Mul", x, other, g.out.dtype)
@@ -78,26 +78,26 @@ def add(g: Emission, x: Any, other: Any, alpha: Any = 1) -> Value:
     return g.binary("Add", x, scaled, g.out.dtype)
 
 
-@emits("sub.Tensor", "sub.Scalar")
+@emits("sub.Tensor")
 def sub(g: Emission, x: Any, other: Any, alpha: Any = 1) -> Value:
     """`x - alpha * other`."""
     scaled = other if alpha == 1 else g.binary("Mul", g.like(other, g.out.dtype), alpha)
     return g.binary("Sub", x, scaled, g.out.dtype)
 
 
-@emits("rsub.Tensor", "rsub.Scalar")
+@emits("rsub.Scalar")
 def rsub(g: Emission, x: Any, other: Any, alpha: Any = 1) -> Value:
     """`other - alpha * x`."""
     return sub(g, other, x, alpha)
 
 
-@emits("div.Tensor", "div.Scalar", "true_divide.Tensor")
+@emits("div.Tensor")
 def div(g: Emission, x: Any, other: Any) -> Value:
     """True division."""
     return g.binary("Div", x, other, g.out.dtype)
 
 
-@emits("div.Tensor_mode", "div.Scalar_mode")
+@emits("div.Tensor_mode")
 def div_mode(g: Emission, x: Any, other: Any, rounding_mode: str | None = None) -> Value:
     """Division that rounds down or towards zero."""
     if rounding_mode is None:
@@ -109,7 +109,7 @@ def div_mode(g: Emission, x: Any, other: Any, rounding_mode: str | None = None) 
     return trunc(g, quotient) if dtype.is_floating_point else quotient
 
 
-@emits("floor_divide.default", "floor_divide.Scalar")
+@emits("floor_divide.default")
 def floor_divide(g: Emission, x: Any, other: Any) -> Value:
     """Division that rounds down; in float by torch's own way, which corrects the remainder."""
     dtype = g.out.dtype
@@ -220,12 +220,6 @@ def power(g: Emission, x: Any, exponent: Any) -> Value:
     return g.binary("Pow", base, exponent)
 
 
-@emits("square.default")
-def square(g: Emission, x: Value) -> Value:
-    """Product with itself."""
-    return g.binary("Mul", x, x)
-
-
 @emits("atan2.default")
 def atan2(g: Emission, y: Value, x: Value) -> Value:
     """Angle of a point, by quadrant."""
@@ -281,7 +275,7 @@ def clamp_max(g: Emission, x: Value, max: Any) -> Value:
     return g.binary("Min", x, max, g.out.dtype)
 
 
-@emits("where.self", "where.ScalarSelf", "where.ScalarOther", "where.Scalar")
+@emits("where.self")
 def where(g: Emission, condition: Value, x: Any, other: Any) -> Value:
     """Choose by a condition."""
     return g.where(condition, x, other, g.out.dtype)
@@ -363,8 +357,7 @@ def to_copy(g: Emission, x: Value, **kwargs: Any) -> Value:
     return g.cast(x, g.out.dtype)
 
 
-@emits("clone.default", "detach.default", "alias.default", "lift_fresh.default", "_reshape_alias.default",
-       "lift.default", "positive.default", "contiguous.default")  # fmt: skip
+@emits("clone.default", "detach.default", "alias.default")  # fmt: skip
 def same(g: Emission, x: Value, *args: Any, **kwargs: Any) -> Value:
     """The same elements."""
     return g.reshape(x, g.out.shape)

@@ -76,7 +76,7 @@ def index(g: Emission, x: Value, indices: Sequence[Value | None]) -> Value:
     return g.transpose(replace(picked, codes=x.codes), order)
 
 
-@emits("index_put.default", "_unsafe_index_put.default", "_index_put_impl.default")
+@emits("index_put.default", "_unsafe_index_put.default")
 def index_put(
     g: Emission, x: Value, indices: Sequence[Value | None], values: Value, accumulate: bool = False, *_: Any
 ) -> Value:

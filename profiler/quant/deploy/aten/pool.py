@@ -16,7 +16,7 @@ _Windows = list[list[int]]
 
 
 def _register_max_pool(num_spatial: int) -> None:
-    @emits(f"max_pool{num_spatial}d_with_indices.default", f"max_pool{num_spatial}d.default")
+    @emits(f"max_pool{num_spatial}d_with_indices.default")
     def emit(
         g: Emission,
         x: Value,
@@ -42,10 +42,9 @@ def _register_max_pool(num_spatial: int) -> None:
             batched = g.node("Pad", batched, constant(amounts, torch.int64), constant(lowest, x.dtype))
         y = g.node("MaxPool", batched, kernel_shape=kernel, strides=steps, dilations=dilations)
         y = replace(g.reshape(y, g.out.shape), codes=x.codes)
-        return y if isinstance(g.result, torch.Tensor) else (y, None)
+        return y, None
 
 
-_register_max_pool(1)
 _register_max_pool(2)
 _register_max_pool(3)
 
@@ -77,12 +76,11 @@ def _register_avg_pool(num_spatial: int) -> None:
         return g.binary("Div", _window_sums(g, x, windows), constant(divisor, x.dtype), x.dtype)
 
 
-_register_avg_pool(1)
 _register_avg_pool(2)
 _register_avg_pool(3)
 
 
-@emits("_adaptive_avg_pool2d.default", "_adaptive_avg_pool3d.default", "adaptive_avg_pool1d.default")
+@emits("_adaptive_avg_pool2d.default", "_adaptive_avg_pool3d.default")
 def adaptive_avg_pool(g: Emission, x: Value, output_size: Sequence[int]) -> Value:
     """Mean of windows of unequal size."""
     windows = _adaptive_windows(g, x, len(output_size))

@@ -12,7 +12,7 @@ from profiler.quant.deploy.graph import Value, constant
 from profiler.quant.deploy.integer_products import integer_conv, integer_matmul
 
 
-@emits("convolution.default", "convolution_overrideable.default", "_convolution.default", "_convolution.deprecated")
+@emits("convolution.default", "_convolution.default")
 def convolution(
     g: Emission,
     x: Value,
@@ -50,7 +50,7 @@ def _with_bias(g: Emission, product: Value, bias: Value | None, num_spatial: int
     return g.binary("Add", product, g.reshape(bias, [-1, *[1] * num_spatial]))
 
 
-@emits("mm.default", "bmm.default", "matmul.default", "_int_mm.default", "mv.default", "dot.default")
+@emits("mm.default", "bmm.default", "_int_mm.default", "mv.default", "dot.default")
 def matmul(g: Emission, x: Value, other: Value) -> Value:
     """Matrix product."""
     product = integer_matmul(g, x, other)
@@ -59,7 +59,7 @@ def matmul(g: Emission, x: Value, other: Value) -> Value:
     return g.node("MatMul", g.cast(x, g.out.dtype), g.cast(other, g.out.dtype))
 
 
-@emits("addmm.default", "baddbmm.default", "addmv.default")
+@emits("addmm.default", "baddbmm.default")
 def addmm(g: Emission, bias: Value, x: Value, other: Value, *, beta: Any = 1, alpha: Any = 1) -> Value:
     """`beta * bias + alpha * (x @ other)`."""
     product = matmul(g, x, other)
@@ -70,17 +70,8 @@ def addmm(g: Emission, bias: Value, x: Value, other: Value, *, beta: Any = 1, al
     return g.binary("Add", product, bias if beta == 1 else g.binary("Mul", bias, beta))
 
 
-@emits("linear.default")
-def linear(g: Emission, x: Value, weight: Value, bias: Value | None = None) -> Value:
-    """`x @ weight.T + bias`."""
-    product = matmul(g, x, g.transpose(weight, [1, 0]))
-    return product if bias is None else g.binary("Add", product, bias)
-
-
 @emits(
     "_scaled_dot_product_flash_attention_for_cpu.default",
-    "_scaled_dot_product_attention_math.default",
-    "_scaled_dot_product_attention_math_for_mps.default",
 )
 def attention(
     g: Emission,

@@ -32,12 +32,6 @@ def _register_nearest(name: str, num_spatial: int) -> None:
                 x = replace(g.gather(x, places, len(shape) + axis), shape=tuple(shape))
         return x
 
-    @emits(f"{name}{num_spatial}d.vec")
-    def emit_vec(g: Emission, x: Value, output_size: Any, scales: Sequence[float] | None) -> Value:
-        """The same with the scales in a list."""
-        value: Value = emit(g, x, g.out.shape[-num_spatial:], *(scales or []))
-        return value
-
 
 for _num in (1, 2, 3):
     _register_nearest("upsample_nearest", _num)
@@ -58,12 +52,6 @@ def _register_linear(name: str, num_spatial: int, has_align: bool) -> None:
             matrix = _matrix(operator, num_spatial, i, size, out, align_corners, some_scales)
             x = _times(g, x, matrix.to(x.dtype), axis)
         return x
-
-    @emits(f"{name}.vec")
-    def emit_vec(g: Emission, x: Value, output_size: Any, align_corners: bool, scales: Any) -> Value:
-        """The same with the scales in a list."""
-        value: Value = emit(g, x, g.out.shape[-num_spatial:], align_corners, *(scales or []))
-        return value
 
 
 for _num, (_kind, _) in _KINDS.items():
@@ -97,7 +85,7 @@ def _times(g: Emission, x: Value, matrix: Tensor, axis: int) -> Value:
     return replace(g.node("Transpose", product, perm=order), shape=tuple(shape))
 
 
-@emits("grid_sampler_2d.default", "grid_sampler.default")
+@emits("grid_sampler_2d.default")
 def grid_sampler(
     g: Emission, x: Value, grid: Value, interpolation: int, padding: int, align_corners: bool, *_: Any
 ) -> Value:

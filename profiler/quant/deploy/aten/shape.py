@@ -15,7 +15,7 @@ _END = 2**62
 
 
 @emits("view.default", "_unsafe_view.default", "reshape.default", "unsqueeze.default", "squeeze.default",
-       "squeeze.dim", "squeeze.dims", "flatten.using_ints", "view_copy.default")  # fmt: skip
+       "squeeze.dim", "squeeze.dims")  # fmt: skip
 def reshape(g: Emission, x: Value, *args: Any) -> Value:
     """Any operator that keeps the order of the elements: the real result has the shape."""
     return g.reshape(x, g.out.shape)
@@ -196,7 +196,7 @@ def pixel_unshuffle(g: Emission, x: Value, factor: int) -> Value:
     return g.reshape(g.transpose(parts, order), g.out.shape)
 
 
-@emits("channel_shuffle.default", "native_channel_shuffle.default")
+@emits("channel_shuffle.default")
 def channel_shuffle(g: Emission, x: Value, groups: int) -> Value:
     """Groups of channels interleaved."""
     channels = shape_of(x)[1]
