@@ -75,7 +75,7 @@ def only(model: nn.Module, cls: Any) -> Any:
 
 
 @pytest.mark.parametrize("base", BASES)
-def test_with_bn_fused_model_keeps_the_norm_as_child_and_equals_float_R26(base: str) -> None:
+def test_r26_with_bn_fused_model_keeps_the_norm_as_child_and_equals_float(base: str) -> None:
     model, x = Net(base).eval(), batch()
     for fused in (fuse_modules(model, ["conv", "bn", "relu"]), fuse_fx(model)):
         op = only(fused, FusedGemm)
@@ -86,7 +86,7 @@ def test_with_bn_fused_model_keeps_the_norm_as_child_and_equals_float_R26(base: 
 
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("front_end", ["eager", "fx"])
-def test_with_bn_statistics_move_in_training_as_those_of_the_float_model_R26(base: str, front_end: str) -> None:
+def test_r26_with_bn_statistics_move_in_training_as_those_of_the_float_model(base: str, front_end: str) -> None:
     model = Net(base).train()
     reference = copy.deepcopy(model)
     prepared = prepared_of(front_end, model)
@@ -105,7 +105,7 @@ def test_with_bn_statistics_move_in_training_as_those_of_the_float_model_R26(bas
 
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("front_end", ["eager", "fx"])
-def test_with_bn_folding_changes_the_output_less_than_1e_4_R26(base: str, front_end: str) -> None:
+def test_r26_with_bn_folding_changes_the_output_less_than_1e_4(base: str, front_end: str) -> None:
     prepared = prepared_of(front_end, Net(base).train())
     for seed in range(3):
         prepared(batch(seed))

@@ -62,7 +62,7 @@ def run_float(modules: list[nn.Module], x: Tensor, other: Tensor) -> Tensor:
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("pattern", PATTERNS, ids="-".join)
 @pytest.mark.parametrize("training", [False, True])
-def test_fuse_known_modules_pattern_equals_float_in_eval_R17(
+def test_r17_fuse_known_modules_pattern_equals_float_in_eval(
     base: str, pattern: tuple[str, ...], training: bool
 ) -> None:
     modules, x = group(base, pattern)
@@ -188,7 +188,7 @@ def test_fuse_modules_custom_mapping_is_used() -> None:
     assert isinstance(fused[1], Identity)
 
 
-def test_fuse_known_modules_works_as_torchs_fuser_func_R17_A1() -> None:
+def test_r17_a1_fuse_known_modules_works_as_torchs_fuser_func() -> None:
     quantization = pytest.importorskip("torch.ao.quantization.fuse_modules")
     block = ConvBnRelu(3, 4).eval()
     x = images()[0]

@@ -48,7 +48,7 @@ def fused_of(model: nn.Module) -> list[FusedGemm]:
 
 @pytest.mark.parametrize("body", BODIES)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_fuse_fx_both_operand_orders_fuse_into_one_and_equal_float_R18(body: str, activation: str) -> None:
+def test_r18_fuse_fx_both_operand_orders_fuse_into_one_and_equal_float(body: str, activation: str) -> None:
     model = make(lambda: Body(body, activation))  # type: ignore[arg-type]
     fused = fuse_fx(model)
     (op,) = [m for m in fused.modules() if isinstance(m, FusedGemm)]
@@ -81,7 +81,7 @@ class WeightedBody(Body):
 
 @pytest.mark.parametrize("base", WEIGHTED)
 @pytest.mark.parametrize("body", ["conv_left", "conv_right"])
-def test_fuse_fx_every_weighted_op_with_both_operand_orders_R18(base: str, body: str) -> None:
+def test_r18_fuse_fx_every_weighted_op_with_both_operand_orders(base: str, body: str) -> None:
     model = make(lambda: WeightedBody(base, body))  # type: ignore[arg-type]
     x = torch.randn(WEIGHTED[base][2])
     (op,) = fused_of(model)

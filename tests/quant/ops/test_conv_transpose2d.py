@@ -104,7 +104,7 @@ def test_conv_transpose2d_output_size_of_one_call_is_used_by_every_form() -> Non
 
 
 @pytest.mark.parametrize(("groups", "shape", "axis"), [(1, (8,), 1), (2, (1,), -1)])
-def test_conv_transpose2d_weight_scale_lies_along_axis_1_or_is_one_R6(groups: int, shape: Any, axis: int) -> None:
+def test_r6_conv_transpose2d_weight_scale_lies_along_axis_1_or_is_one(groups: int, shape: Any, axis: int) -> None:
     module = conv_transpose2d(groups=groups)
     with torch.no_grad():
         module.weight[:, 0] *= 100
