@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -23,8 +24,10 @@ from profiler.quant import (
     convert_fx,
     default_calib_8bit_fake_quant_qconfig,
     default_calib_8bit_weight_32bit_out_fake_quant_qconfig,
+    default_calib_16bit_fake_quant_qconfig,
     default_qat_8bit_fake_quant_qconfig,
     default_qat_8bit_weight_32bit_out_fake_quant_qconfig,
+    default_qat_16bit_fake_quant_qconfig,
     get_default_qat_out_qconfig,
     get_default_qat_qconfig,
     load_compiled,
@@ -52,6 +55,7 @@ class Sample:
         outputs: names of the layers whose results leave in high precision.
         parts: names of the parts that have `fuse_modules`.
         losses: names of the modules that stay float.
+        wide: names of the modules whose results are int16.
         deploy: puts the converted parts of the eager flow together again, as what is deployed.
     """
 
@@ -64,6 +68,7 @@ class Sample:
     outputs: tuple[str, ...]
     parts: tuple[str, ...]
     losses: tuple[str, ...] = ()
+    wide: tuple[str, ...] = ()
     deploy: Callable[[nn.Module], nn.Module] = field(default=lambda model: model)
 
 
@@ -111,13 +116,16 @@ def calibrated_eager(sample: Sample, model: nn.Module) -> nn.Module:
     for name in sample.outputs:
         out_qconfig = default_calib_8bit_weight_32bit_out_fake_quant_qconfig()
         model.get_submodule(name).qconfig = out_qconfig  # type: ignore[assignment]
+    for name in sample.wide:
+        model.get_submodule(name).qconfig = default_calib_16bit_fake_quant_qconfig  # type: ignore[assignment]
     return calibrate(prepare_qat(model), sample.calibration_batches())
 
 
 def calibrated_fx(sample: Sample, model: nn.Module) -> nn.Module:
     """Calibrated form of a float model, by a dict of qconfigs; nothing is fused by hand."""
     outputs = dict.fromkeys(sample.outputs, default_calib_8bit_weight_32bit_out_fake_quant_qconfig)
-    qconfigs = {"": default_calib_8bit_fake_quant_qconfig, "module_name": outputs}
+    wide = dict.fromkeys(sample.wide, default_calib_16bit_fake_quant_qconfig)
+    qconfigs = {"": default_calib_8bit_fake_quant_qconfig, "module_name": {**outputs, **wide}}
     return calibrate(prepare_qat_fx(model, qconfigs), sample.calibration_batches())
 
 
@@ -148,6 +156,8 @@ def run_eager(sample: Sample, qat_epochs: int, report: Report, path: Path) -> No
         model.qconfig = get_default_qat_qconfig()  # type: ignore[assignment]
         for name in sample.outputs:
             model.get_submodule(name).qconfig = get_default_qat_out_qconfig()  # type: ignore[assignment]
+        for name in sample.wide:
+            model.get_submodule(name).qconfig = default_qat_16bit_fake_quant_qconfig  # type: ignore[assignment]
         qat_model = train_qat(prepare_qat(model), calib_model, sample, qat_epochs)
         result(sample.evaluate(qat_model))
     with _measured(report, "quantized") as result:
@@ -171,7 +181,8 @@ def run_fx(sample: Sample, qat_epochs: int, report: Report, path: Path) -> None:
 
     with _measured(report, "qat") as result:
         outputs = dict.fromkeys(sample.outputs, default_qat_8bit_weight_32bit_out_fake_quant_qconfig)
-        qconfigs = {"": default_qat_8bit_fake_quant_qconfig, "module_name": outputs}
+        wide = dict.fromkeys(sample.wide, default_qat_16bit_fake_quant_qconfig)
+        qconfigs = {"": default_qat_8bit_fake_quant_qconfig, "module_name": {**outputs, **wide}}
         qat_model = train_qat(prepare_qat_fx(model, qconfigs), calib_model, sample, qat_epochs)
         result(sample.evaluate(qat_model))
     with _measured(report, "quantized") as result:
@@ -196,6 +207,7 @@ def main(sample: Sample, arguments: list[str] | None = None, *, qat_epochs: int)
     parser.add_argument("--qat-epochs", type=int, default=qat_epochs, metavar="N")
     parser.add_argument("--onnx", type=Path, metavar="FILE", help="keep the compiled model (.onnx, or an archive)")
     given = parser.parse_args(arguments)
+    logging.getLogger("profiler.quant.deploy.check").setLevel(logging.ERROR)  # advice: a line for nearly every op
     print(f"{sample.name}, {given.flow} flow: {sample.metric}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         path = given.onnx or Path(folder) / f"{sample.name}.onnx"

@@ -11,7 +11,7 @@ from sample_models import digits, mobilenet_v2
 from sample_models.training import TrainingPlan, fit, save_weights
 
 PLAN = TrainingPlan(epochs=60)
-QAT_PLAN = TrainingPlan(epochs=3, learning_rate=2e-3, weight_decay=4e-5)
+QAT_PLAN = TrainingPlan(epochs=3, learning_rate=5e-4, weight_decay=4e-5)
 
 
 def train(plan: TrainingPlan = PLAN, num_images: int = digits.NUM_TRAIN) -> nn.Module:
@@ -24,7 +24,7 @@ def train(plan: TrainingPlan = PLAN, num_images: int = digits.NUM_TRAIN) -> nn.M
 
 
 def train_qat(model: nn.Module, epochs: int) -> None:
-    """Trains a prepared network for a few epochs at a fiftieth of the float rate."""
+    """Trains a prepared network for a few epochs at a small share of the float rate."""
     pixels, labels = digits.train_set()
     fit(model, digits.normalise(pixels), labels, replace(QAT_PLAN, epochs=epochs))
 
