@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from profiler.quant.affine import QInfo, quantize
@@ -84,6 +85,11 @@ def constants_from_keys(module: nn.Module, state_dict: dict[str, Any], prefix: s
             _add(module, name, output.dtype)
 
 
+def is_number_or_empty(value: Tensor) -> bool:
+    """Whether a float tensor needs no scale as an operand: it is 0-d, which is a number, or holds nothing."""
+    return value.dim() == 0 or (not torch.jit.is_tracing() and value.numel() == 0)
+
+
 def _add(module: nn.Module, name: str, dtype: str) -> FakeQuantize:
     fake_quant = FakeQuantize(observer=MinMaxObserver, dtype=dtype, averaging_constant=1)
     module.add_module(name, place_like(fake_quant, module))
@@ -107,8 +113,7 @@ def _replace_float_operands(
         nonlocal count
         if isinstance(value, Tensor):
             count += 1
-            is_number = value.dim() == 0 or value.numel() == 0
-            if isinstance(value, QTensor) or is_number or not value.is_floating_point():
+            if isinstance(value, QTensor) or is_number_or_empty(value) or not value.is_floating_point():
                 return value
             return replace(value, f"{_PREFIX}{count - 1}")
         return type(value)(visit(item) for item in value) if type(value) in (tuple, list) else value

@@ -18,6 +18,7 @@ from profiler.quant.modules import QuantOp, adopt, make_activation, quantized_ou
 from profiler.quant.ops.constants import (
     constants_from_keys,
     constants_to_scales,
+    is_number_or_empty,
     with_fake_quant_constants,
     with_integer_constants,
 )
@@ -80,7 +81,7 @@ def run_integer(spec: OpSpec, args: Any, kwargs: dict[str, Any], out: OutputQuan
         return spec.float_fn(*to_float(args), **to_float(kwargs))
     if keeps_scale(spec, args, kwargs):
         return spec.float_fn(*args, **kwargs)
-    if out.scale.numel() == 0:
+    if not torch.jit.is_tracing() and out.scale.numel() == 0:
         raise NotCalibratedError(
             f"{where}: this op was converted without a scale, as the checkpoint held none, and now gets "
             f"quantized values; "
@@ -128,7 +129,7 @@ def _require_one_kind(spec: OpSpec, args: Any, kwargs: dict[str, Any], where: st
     plain = dict(spec.plain_arguments)
     by_name = {name: value for name, value in kwargs.items() if name not in plain.values()}
     operands = tensors_in([[value for i, value in enumerate(args) if i not in plain], by_name])
-    operands = [t for t in operands if t.dim() > 0 and t.numel() > 0]  # 0-d: a number
+    operands = [t for t in operands if not is_number_or_empty(t)]
     has_float = any(not isinstance(t, QTensor) and t.is_floating_point() for t in operands)
     if has_float and any(isinstance(t, QTensor) for t in operands):
         raise UnsupportedOpError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from profiler.errors import UnsupportedOpError
 from profiler.quant.affine import qinfo, qint8, qint16, quantize
 from profiler.quant.ops.functional import OutputQuant, overwrite
-from profiler.quant.ops.operands import codes_of_steps, rescaled
+from profiler.quant.ops.operands import as_float32, codes_of_steps, rescaled
 from profiler.quant.ops.registry import Family, OpSpec, register
 from profiler.quant.ops.shape import keep_scale
 from profiler.quant.qtensor import QTensor, handles, to_float, user_line
@@ -52,11 +53,13 @@ def fill(x: Any, mask: Tensor, value: Any) -> Any:
         mask: bool, broadcasts with x.
         value: number or 0-d tensor.
     """
-    number = torch.as_tensor(to_float(value), dtype=torch.float32, device=x.device)
+    number = as_float32(to_float(value), x)
     if not isinstance(x, QTensor):
         return torch.masked_fill(x, mask, number)
     wide = quantize(number, x.scale, qinfo(qint16))
-    fits = x.qdtype != qint8 or bool(wide == quantize(number, x.scale, x.info))
+    with warnings.catch_warnings():  # the choice depends on scale and number alone, which are constants of a trace
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        fits = x.qdtype != qint8 or bool(wide == quantize(number, x.scale, x.info))
     code = wide.clamp(x.info.quant_min, x.info.quant_max) if fits else wide
     qdtype = x.qdtype if fits else qint16
     if x.holds_codes:

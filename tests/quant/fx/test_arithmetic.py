@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
@@ -101,3 +102,22 @@ def test_constant_is_not_fused_into_a_convolution() -> None:
     prepared = fx(network(lambda m, x: x + m.temperature), batches())
     assert "_generated_add_0" in dict(prepared.named_children())
     assert prepared.conv._get_name() == "Conv2d"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        lambda m, x: 1 - x * m.gain / (x.abs() + m.temperature),
+        lambda m, x: torch.cat([x @ x.transpose(2, 3), torch.einsum("bchw,bchv->bcwv", x, x)], 1),
+        lambda m, x: torch.where(x > 0, x, x * 0.1).masked_fill(m.keep, -1e9).relu(),
+        lambda m, x: torch.stack([x.sort(1)[0], x.cumsum(1)]).sum(0),
+    ],
+)
+def test_converted_model_traces_without_a_warning_to_equal_outputs(body: Any) -> None:
+    converted = convert_fx(fx(network(body), batches()))
+    converted(batches()[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", torch.jit.TracerWarning)
+        traced = torch.jit.trace(converted, batches()[0])
+    for x in batches():
+        assert torch.equal(traced(x), converted(x))
