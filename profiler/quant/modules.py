@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from profiler.errors import UnsupportedOpError
 from profiler.quant.fake_quant import FakeQuantize
 from profiler.quant.qconfig import QConfig
-from profiler.quant.qtensor import QTensor, to_plain
+from profiler.quant.qtensor import QTensor, in_module, to_plain
 
 _M = TypeVar("_M", bound=nn.Module)
 _CONTAINERS = (
@@ -88,7 +88,7 @@ def saturated_output(y: Tensor, fake_quant: FakeQuantize | None) -> Tensor:
     result = quantized_output(y.masked_fill(~finite, 0.0), fake_quant)
     ends = torch.where(y > 0, float(fake_quant.info.quant_max), float(fake_quant.info.quant_min))
     saturated = torch.where(torch.isinf(y), ends * fake_quant.tensor_scale, to_plain(result))
-    return QTensor.wrap(saturated, fake_quant.tensor_scale, fake_quant.dtype, fake_quant.ch_axis)
+    return result.like(saturated) if isinstance(result, QTensor) else saturated
 
 
 def require_codes(x: Any, where: str) -> QTensor:
@@ -100,8 +100,9 @@ def require_codes(x: Any, where: str) -> QTensor:
     if isinstance(x, QTensor) and x.holds_codes:
         return x
     raise UnsupportedOpError(
-        f"{where}: a converted op got {type(x).__name__} with float values, expected integer codes; a QuantStub is "
-        "missing before it"
+        f"{where}{in_module()}: a converted op got {type(x).__name__} with float values, expected integer codes; put a "
+        "QuantStub before this call. A module that is called both before and behind a QuantStub has one integer form "
+        "only: give the call on float values a module of its own, with qconfig = None"
     )
 
 

@@ -101,7 +101,7 @@ class QTensor(Tensor):
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **(kwargs or {}))
         raise UnsupportedOpError(
-            f"function {name} is not implemented for QTensor{_where()}, called at {user_line()}; put a DeQuantStub "
+            f"function {name} is not implemented for QTensor{in_module()}, called at {user_line()}; put a DeQuantStub "
             "before it, or set qconfig = None on the part that should stay float"
         )
 
@@ -129,7 +129,8 @@ def name_modules_with(running_module: Callable[[], str]) -> None:
     _MODULE_NAMES.append(running_module)
 
 
-def _where() -> str:
+def in_module() -> str:
+    """` in module <path>` of the prepared model that runs, or "" where nobody knows."""
     name = next((name for running_module in _MODULE_NAMES if (name := running_module())), "")
     return f" in module {name}" if name else ""
 

@@ -71,7 +71,7 @@ class LocalNorm(Between):
 
 class InPlaceFunction(Between):
     def middle(self, x: Any) -> Any:
-        x.sinh_()
+        x.sinc_()
         return x
 
 
@@ -199,10 +199,10 @@ def test_boundary_under_an_output_qconfig_results_stay_plain() -> None:
 
     class Tail(nn.Module):
         def forward(self, x: Any) -> Any:
-            return torch.sinh(x)
+            return torch.sinc(x)
 
     prepared = eager(Out(), BATCHES)
-    assert torch.allclose(prepared(BATCHES[0]), torch.sinh(BATCHES[0]), atol=0.02)
+    assert torch.allclose(prepared(BATCHES[0]), torch.sinc(BATCHES[0]), atol=0.02)
     assert torch.allclose(convert(prepared)(BATCHES[0]), prepared(BATCHES[0]))
 
 
@@ -221,10 +221,10 @@ class UserFloat(nn.Module):
 
 class Functions(nn.Module):
     def forward(self, x: Any) -> Any:
-        return torch.sinh(x) + x
+        return torch.sinc(x) + x
 
 
-@pytest.mark.parametrize(("part", "function"), [(nn.Conv2d(3, 3, 1), "conv2d"), (Functions(), "sinh")])
+@pytest.mark.parametrize(("part", "function"), [(nn.Conv2d(3, 3, 1), "conv2d"), (Functions(), "sinc")])
 def test_r4_unsupported_op_on_qtensor_names_op_module_and_line(part: nn.Module, function: str) -> None:
     prepared = prepare_qat(_with(UserFloat(part), default_qat_8bit_fake_quant_qconfig))
     with pytest.raises(
@@ -253,3 +253,17 @@ def test_boundary_first_forward_through_a_submodule_joins_the_state() -> None:
     prepared: Any = prepare_qat(outer)
     calibrate(prepared, BATCHES)
     assert prepared[0](BATCHES[0]).shape == (2, 2, 8, 8)
+
+
+def test_module_on_both_sides_of_a_quant_stub_is_named_when_its_integer_form_gets_floats() -> None:
+    class Both(Stubbed):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 1)
+
+        def forward(self, x: Any) -> Any:
+            return self.dequant(self.conv(self.quant(self.conv(x))))
+
+    converted = convert(eager(Both().eval(), BATCHES, MIN_MAX))
+    with pytest.raises(UnsupportedOpError, match=r"in module conv: .* called both before and behind a QuantStub"):
+        converted(BATCHES[0])
