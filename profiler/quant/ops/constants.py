@@ -85,9 +85,14 @@ def constants_from_keys(module: nn.Module, state_dict: dict[str, Any], prefix: s
             _add(module, name, output.dtype)
 
 
+def is_tracing() -> bool:
+    """Whether torch.jit.trace records this run: shapes are tensors then."""
+    return torch._C._get_tracing_state() is not None
+
+
 def is_number_or_empty(value: Tensor) -> bool:
     """Whether a float tensor needs no scale as an operand: it is 0-d, which is a number, or holds nothing."""
-    return value.dim() == 0 or (not torch.jit.is_tracing() and value.numel() == 0)
+    return value.dim() == 0 or (not is_tracing() and value.numel() == 0)
 
 
 def _add(module: nn.Module, name: str, dtype: str) -> FakeQuantize:

@@ -19,6 +19,7 @@ from profiler.quant.ops.constants import (
     constants_from_keys,
     constants_to_scales,
     is_number_or_empty,
+    is_tracing,
     with_fake_quant_constants,
     with_integer_constants,
 )
@@ -81,7 +82,7 @@ def run_integer(spec: OpSpec, args: Any, kwargs: dict[str, Any], out: OutputQuan
         return spec.float_fn(*to_float(args), **to_float(kwargs))
     if keeps_scale(spec, args, kwargs):
         return spec.float_fn(*args, **kwargs)
-    if not torch.jit.is_tracing() and out.scale.numel() == 0:
+    if not is_tracing() and out.scale.numel() == 0:
         raise NotCalibratedError(
             f"{where}: this op was converted without a scale, as the checkpoint held none, and now gets "
             f"quantized values; "

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from profiler.errors import UnsupportedOpError
+from profiler.quant.ops.constants import is_tracing
 from profiler.quant.ops.functional import OutputQuant
 from profiler.quant.ops.operands import codes_of_steps, rescaled
 from profiler.quant.ops.registry import Family, OpSpec, register
@@ -75,13 +76,13 @@ def einsum_values(*args: Any) -> Tensor:
 
 def _accumulator(x: QTensor, other: QTensor) -> Tensor:
     carrier = torch.float64  # exact below 2**53: for int16 codes up to a fan-in of 2**23
-    if not torch.jit.is_tracing():  # there shapes are tensors
+    if not is_tracing():  # there shapes are tensors
         carrier = carrier_dtype(x.shape[-1] * x.info.quant_min * other.info.quant_min)
     return torch.matmul(x.plain.to(carrier), other.plain.to(carrier))
 
 
 def _einsum(equation: str, operands: list[QTensor]) -> Tensor:
-    if torch.jit.is_tracing():  # there shapes are tensors; the bound was checked when the model ran
+    if is_tracing():  # there shapes are tensors; the bound was checked when the model ran
         return torch.einsum(equation, *(x.plain.to(torch.float64) for x in operands))
     bound = _fan_in(equation, operands) * math.prod(-x.info.quant_min for x in operands)
     if bound >= FLOAT64_EXACT:

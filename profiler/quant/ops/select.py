@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.jit._trace import TracerWarning
 
 from profiler.errors import UnsupportedOpError
 from profiler.quant.affine import qinfo, qint8, qint16, quantize
@@ -58,7 +59,7 @@ def fill(x: Any, mask: Tensor, value: Any) -> Any:
         return torch.masked_fill(x, mask, number)
     wide = quantize(number, x.scale, qinfo(qint16))
     with warnings.catch_warnings():  # the choice depends on scale and number alone, which are constants of a trace
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        warnings.simplefilter("ignore", TracerWarning)
         fits = x.qdtype != qint8 or bool(wide == quantize(number, x.scale, x.info))
     code = wide.clamp(x.info.quant_min, x.info.quant_max) if fits else wide
     qdtype = x.qdtype if fits else qint16
