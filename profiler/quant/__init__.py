@@ -13,6 +13,7 @@ from profiler.quant.eager.convert import convert
 from profiler.quant.eager.fuse import fuse_known_modules, fuse_modules
 from profiler.quant.eager.prepare import prepare_qat
 from profiler.quant.fake_quant import FakeQuantize
+from profiler.quant.finite import nan_check
 from profiler.quant.fx.fuse import FuseMode
 from profiler.quant.fx.prepare import convert_fx, fuse_fx, prepare_qat_fx
 from profiler.quant.learned_fake_quant import PACTFakeQuantize, _LearnableFakeQuantize
@@ -72,7 +73,6 @@ from profiler.quant.qconfig import (
     get_qconfig,
 )
 from profiler.quant.qtensor import QTensor
-from profiler.quant.requantize import set_requantization
 from profiler.quant.requantize import set_requantization
 from profiler.quant.states import FakeQuantState, set_fake_quantize
 from profiler.quant.stubs import DeQuantStub, QuantStub
@@ -149,6 +149,7 @@ __all__ = [
     "get_qconfig",
     "load_compiled",
     "load_observer_params",
+    "nan_check",
     "ops",
     "perf_model",
     "prepare_qat",
@@ -162,7 +163,6 @@ __all__ = [
     "set_march",
     "set_preserve_qat_mode",
     "set_qat_mode",
-    "set_requantization",
     "set_requantization",
     "set_state_policy",
     "visualize_model",

@@ -1,0 +1,112 @@
+"""nan_check: the first op that makes NaN or Inf, by name."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from profiler.errors import ConfigError, ModelError
+from profiler.quant.calls import CallTracker, FunctionCall
+from profiler.quant.modules import is_leaf
+from profiler.quant.naming import call_name, join, op_name
+from profiler.quant.ops.functional import tensors_in
+from profiler.quant.qtensor import to_plain, user_line
+
+
+@contextmanager
+def nan_check(model: nn.Module, where: str = "forward") -> Iterator[None]:
+    """Inside the with block, raise at the first op of the model whose result holds NaN or Inf.
+
+    Args:
+        model: any stage; its hooks are gone afterwards, also after an error.
+        where: "forward": results of modules and functions; "backward": gradients that modules pass on.
+
+    Raises:
+        ConfigError: `where` is something else.
+        ModelError: in the block, with the op's name, its call number, and whether its inputs were finite.
+    """
+    if where not in ("forward", "backward"):
+        raise ConfigError(f"nan_check: where is {where!r}; use 'forward' or 'backward'")
+    watch = _watch_forward if where == "forward" else _watch_backward
+    names = {module: name for name, module in model.named_modules()}
+    handles: list[Any] = []
+    try:
+        with watch(names, handles):
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _FunctionCheck(CallTracker):
+    """Looks at the results of the functions that the modules' own code calls."""
+
+    def __init__(self, names: dict[nn.Module, str], report: Callable[[str, Any, Any], None]) -> None:
+        super().__init__()
+        self.names, self.report = names, report
+
+    def call_function(self, call: FunctionCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run it and look."""
+        result = call.func(*args, **kwargs)
+        self.report(join(self.names.get(call.module, ""), f"{call.name}_{call.k}"), [args, kwargs], result)
+        return result
+
+
+@contextmanager
+def _watch_forward(names: dict[nn.Module, str], handles: list[Any]) -> Iterator[None]:
+    calls: Counter[str] = Counter()
+
+    def report(name: str, inputs: Any, result: Any) -> None:
+        number = calls[name]
+        calls[name] += 1
+        if _is_finite(result):
+            return
+        came = "its inputs are finite" if _is_finite(inputs) else "its inputs hold some already"
+        raise ModelError(f"nan_check: {call_name(name, number)} made NaN or Inf; {came}; called at {user_line()}")
+
+    tracker = _FunctionCheck(names, report)
+
+    def leave(module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
+        tracker.leave(module)
+        if is_leaf(module) and not (tracker.frames and tracker.frames[-1].is_op):
+            report(op_name(names[module]), [args, kwargs], result)
+
+    def enter(module: nn.Module, args: Any) -> None:
+        tracker.enter(module, names[module])
+
+    for module in names:
+        handles.append(module.register_forward_pre_hook(enter, prepend=True))
+        handles.append(module.register_forward_hook(leave, with_kwargs=True))
+    with tracker:
+        yield
+
+
+@contextmanager
+def _watch_backward(names: dict[nn.Module, str], handles: list[Any]) -> Iterator[None]:
+    def report(module: nn.Module, grad_input: Any, grad_output: Any) -> None:
+        if not _is_finite(grad_input) and _is_finite(grad_output):
+            raise ModelError(f"nan_check: the backward pass of {op_name(names[module])} made NaN or Inf")
+
+    for module in names:
+        if is_leaf(module):
+            handles.append(module.register_full_backward_hook(report))
+    yield
+
+
+def _is_finite(values: Any) -> bool:
+    with torch._C.DisableTorchFunction(), torch.no_grad():
+        floats = [t for t in tensors_in(_plain(values)) if t.is_floating_point()]
+        return all(bool(torch.isfinite(t).all()) for t in floats)
+
+
+def _plain(values: Any) -> Any:
+    if isinstance(values, (tuple, list)):
+        return [_plain(value) for value in values]
+    if isinstance(values, dict):
+        return [_plain(value) for value in values.values()]
+    return to_plain(values) if isinstance(values, Tensor) else None
