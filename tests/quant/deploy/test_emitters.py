@@ -76,6 +76,7 @@ ELEMENTWISE: dict[str, Case] = {
     "bitwise_not": (torch.bitwise_not, (CODES.int(),)),
     "shift_left_function": (lambda x: torch.bitwise_left_shift(x, 2), (CODES.int(),)),
     "shift_right_function": (lambda x: torch.bitwise_right_shift(x, 2), (CODES.int(),)),
+    "shift_operators": (lambda x: (x << torch.arange(6)) + (x >> torch.arange(6)), (CODES.long(),)),
     "shift_by_tensor": (lambda x: torch.bitwise_left_shift(x, torch.arange(6)), (CODES.long(),)),
     "shift_right_by_tensor": (lambda x: torch.bitwise_right_shift(x, torch.arange(6)), (CODES.long(),)),
     "logical_or": (torch.logical_or, (X > 0, X.flip(1) > 1)),

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from profiler.errors import UnsupportedOpError
-from profiler.quant.deploy.emitters import Emission, emits
+from profiler.quant.deploy.emitters import Emission, emits, known
 from profiler.quant.deploy.graph import Value, constant
 
 _UNARY = {
@@ -309,22 +309,28 @@ for _name, _op in {"bitwise_and": "And", "bitwise_or": "Or", "bitwise_xor": "Xor
     _register_bitwise(_name, _op)
 
 
-@emits("bitwise_left_shift.Tensor_Scalar", "bitwise_left_shift.Tensor", "__lshift__.Scalar")
+@emits("bitwise_left_shift.Tensor_Scalar", "bitwise_left_shift.Tensor", "__lshift__.Scalar", "__lshift__.Tensor")
 def left_shift(g: Emission, x: Value, other: Any) -> Value:
     """Product with a power of two."""
-    if isinstance(other, Value) and other.constant is None:
-        raise UnsupportedOpError("a shift by a traced number of bits cannot be exported")
-    bits = other.constant.long() if isinstance(other, Value) and other.constant is not None else torch.tensor(other)
-    return g.binary("Mul", g.cast(x, g.out.dtype), constant(torch.ones_like(bits) << bits, g.out.dtype))
+    return g.binary("Mul", g.cast(x, g.out.dtype), _power_of_two(other, g.out.dtype))
 
 
-@emits("bitwise_right_shift.Tensor_Scalar", "bitwise_right_shift.Tensor", "__rshift__.Scalar")
+@emits("bitwise_right_shift.Tensor_Scalar", "bitwise_right_shift.Tensor", "__rshift__.Scalar", "__rshift__.Tensor")
 def right_shift(g: Emission, x: Value, other: Any) -> Value:
     """Quotient by a power of two, rounded down."""
-    if isinstance(other, Value) and other.constant is None:
-        raise UnsupportedOpError("a shift by a traced number of bits cannot be exported")
-    bits = other.constant.long() if isinstance(other, Value) and other.constant is not None else torch.tensor(other)
-    return floor_divide(g, g.cast(x, g.out.dtype), constant(torch.ones_like(bits) << bits, g.out.dtype))
+    return floor_divide(g, g.cast(x, g.out.dtype), _power_of_two(other, g.out.dtype))
+
+
+def _power_of_two(bits: Any, dtype: torch.dtype) -> Value:
+    """Two to a known number of bits.
+
+    Raises:
+        UnsupportedOpError: the number depends on the inputs, or the power does not fit into the dtype.
+    """
+    number = known(bits, "a number of bits").long() if isinstance(bits, Value) else torch.tensor(bits)
+    if int(number.max()) >= torch.iinfo(dtype).bits - 1:
+        raise UnsupportedOpError(f"a shift of {dtype} by {int(number.max())} bits has no ONNX form; use a wider dtype")
+    return constant(torch.ones_like(number) << number, dtype)
 
 
 @emits("logical_not.default")
