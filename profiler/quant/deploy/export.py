@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -126,10 +127,16 @@ class _Recording:
                     output = self.model(*args, **kwargs)
             return map_tensors(output, lambda t: _permuted(t, (0, 2, 3, 1))) if layouts[1] == "NHWC" else output
 
-    def _plain_kernels(self) -> Any:
+    @contextmanager
+    def _plain_kernels(self) -> Iterator[None]:
         """A recurrent layer in one kernel hides what it computes."""
+        was_enabled = torch._C._get_mkldnn_enabled()
         has_recurrent = any(isinstance(module, nn.RNNBase) for module in self.model.modules())
-        return torch.backends.mkldnn.flags(enabled=False) if has_recurrent else nullcontext()
+        torch._C._set_mkldnn_enabled(was_enabled and not has_recurrent)
+        try:
+            yield
+        finally:
+            torch._C._set_mkldnn_enabled(was_enabled)
 
     def finish(self, inputs: list[Value], output: Any, mark_ops: bool, doc: str) -> Exported:
         tensors: list[Tensor] = []
