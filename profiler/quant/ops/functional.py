@@ -27,6 +27,7 @@ from profiler.quant.ops.float_functional import FloatFunctional, spec_of_method
 from profiler.quant.ops.registry import OpSpec, get_spec, spec_of_function, spec_of_module
 from profiler.quant.qconfig import QConfig
 from profiler.quant.qtensor import QTensor, first_qtensor, to_float, to_plain, user_line
+from profiler.quant.tracing import not_traced
 
 _NUMPY_NAMES = {"axis": "dim", "keepdims": "keepdim"}
 
@@ -111,13 +112,18 @@ def in_place(run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, A
 
 def overwrite(target: QTensor, result: Any) -> bool:
     """Give a quantized value the values and scale of a result; False where shape or dtype do not fit."""
-    if not isinstance(result, QTensor) or (result.plain.dtype, result.shape) != (target.plain.dtype, target.shape):
+    if not isinstance(result, QTensor) or not _fits(result, target):
         return False
     with torch._C.DisableTorchFunction():  # an op of ours, not of the model: nobody who follows the model sees it
         target.plain.copy_(result.plain)
     target.scale, target.qdtype, target.ch_axis = result.scale, result.qdtype, result.ch_axis
     target.is_rounded = result.is_rounded
     return True
+
+
+@not_traced
+def _fits(result: QTensor, target: QTensor) -> bool:
+    return (result.plain.dtype, result.shape) == (target.plain.dtype, target.shape)
 
 
 def _torch_names(kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +20,9 @@ from profiler.quant.ops.integer_run import FastPlan, Target, fast_plan, run
 from profiler.quant.qconfig import QConfig
 from profiler.quant.qtensor import QTensor, to_plain
 from profiler.quant.requantize import carrier_dtype, requantize, warn_of_overflow
+from profiler.quant.tracing import not_traced as not_traced
 
 _FQ = TypeVar("_FQ", bound="FakeQuantGemm")
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
 _BIAS_LIMIT = 2.0**30
 
 
@@ -170,23 +167,6 @@ def make_fake_quant(cls: type[_FQ], module: nn.Module, qconfig: QConfig) -> _FQ:
         )
     new.activation_post_process = make_activation(qconfig, module)
     return new
-
-
-def not_traced(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """What a function computes from scales alone is a constant for `torch.jit.trace`, without a warning."""
-
-    @functools.wraps(function)
-    def run(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        state = torch._C._get_tracing_state()
-        if state is None:
-            return function(*args, **kwargs)
-        torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
-        try:
-            return function(*args, **kwargs)
-        finally:
-            torch._C._set_tracing_state(state)  # type: ignore[attr-defined]
-
-    return run
 
 
 def _make_weight(factory: Any, axis: int) -> FakeQuantize:
