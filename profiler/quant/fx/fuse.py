@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from enum import Enum
 from typing import Any
 
@@ -15,6 +16,7 @@ from profiler.quant.ops.epilogue import Epilogue
 from profiler.quant.ops.float_functional import FloatFunctional
 from profiler.quant.ops.functional import FunctionOp
 from profiler.quant.ops.fusing import fuse_gemm
+from profiler.quant.qconfig import QConfig
 
 
 class FuseMode(Enum):
@@ -121,7 +123,7 @@ def _fuse(root: nn.Module, graph: fx.Graph, chain: list[fx.Node]) -> tuple[str, 
         _set_module(root, str(node.target), Identity())
     _set_module(root, home, fused)
     if add is not None:
-        fused.__dict__["qconfig"] = modules[0].__dict__.get("qconfig")
+        fused.__dict__["qconfig"] = _qconfig_of_sum(root, modules[0], _module_qconfig(modules[chain.index(add)]))
     product = chain[chain.index(add) - 1] if add is not None else None
     others = [n for n in add.all_input_nodes if n is not product] if add is not None else []
     with graph.inserting_after(chain[-1]):
@@ -132,6 +134,19 @@ def _fuse(root: nn.Module, graph: fx.Graph, chain: list[fx.Node]) -> tuple[str, 
     for node in reversed(chain):
         graph.erase_node(node)
     return names
+
+
+def _qconfig_of_sum(root: nn.Module, product: nn.Module, of_add: Any) -> Any:
+    """Qconfig of a product with an add: the product's own; where only the add was given one, that add's output."""
+    own = _module_qconfig(product)
+    is_default = own is not None and own == _module_qconfig(root)
+    if is_default and isinstance(of_add, QConfig) and of_add.activation is not None:
+        return replace(own, activation=of_add.activation)
+    return own
+
+
+def _module_qconfig(module: nn.Module) -> Any:
+    return module.__dict__.get("qconfig")
 
 
 def _module(root: nn.Module, node: fx.Node) -> nn.Module:
