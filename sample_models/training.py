@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,10 @@ WEIGHTS_DIR = Path(__file__).parent / "weights"
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """How long and how hard to train. `max_zoom` and `max_shift` are fractions of the image's half width."""
+    """How long and how hard to train. `max_zoom` and `max_shift` are fractions of the image's half width.
+
+    `optimizer` is "sgd" (with momentum) or "adamw".
+    """
 
     epochs: int
     learning_rate: float = 0.1
@@ -25,6 +29,7 @@ class TrainingPlan:
     seed: int = 0
     max_zoom: float = 0.12
     max_shift: float = 0.12
+    optimizer: str = "sgd"
 
 
 Penalty = Callable[[nn.Module], torch.Tensor]
@@ -44,9 +49,7 @@ def fit(
     """
     rng = torch.Generator().manual_seed(plan.seed)
     num_steps = plan.epochs * -(-len(images) // plan.batch_size)
-    optimizer = torch.optim.SGD(
-        model.parameters(), lr=plan.learning_rate, momentum=0.9, nesterov=True, weight_decay=plan.weight_decay
-    )
+    optimizer = make_optimizer(model, plan)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=plan.learning_rate, total_steps=num_steps)
     model.train()
     for _ in range(plan.epochs):
@@ -59,6 +62,14 @@ def fit(
             optimizer.step()
             schedule.step()
     model.eval()
+
+
+def make_optimizer(model: nn.Module, plan: TrainingPlan) -> torch.optim.Optimizer:
+    """The plan's optimizer of all parameters."""
+    settings: dict[str, Any] = {"lr": plan.learning_rate, "weight_decay": plan.weight_decay}
+    if plan.optimizer == "adamw":
+        return torch.optim.AdamW(model.parameters(), **settings)
+    return torch.optim.SGD(model.parameters(), momentum=0.9, nesterov=True, **settings)
 
 
 def augment(images: torch.Tensor, plan: TrainingPlan, rng: torch.Generator) -> torch.Tensor:
