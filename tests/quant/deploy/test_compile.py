@@ -16,7 +16,10 @@ from torch import nn
 
 from profiler.errors import ConfigError, DataError, ModelError, StateError
 from profiler.quant import (
+    DeQuantStub,
     FakeQuantState,
+    QuantStub,
+    check_model,
     default_calib_8bit_fake_quant_qconfig,
     default_calib_16bit_fake_quant_qconfig,
     prepare_qat_fx,
@@ -213,3 +216,61 @@ def test_file_of_somebody_else_is_refused(content: Any, tmp_path: Path) -> None:
 
     with pytest.raises(ConfigError, match="compile_model"):
         load_compiled(path)
+
+
+def test_r36_both_halves_of_a_split_model_compile_to_the_whole(tmp_path: Path) -> None:
+    class Cut(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.quant, self.cut, self.dequant = QuantStub(), QuantStub(), DeQuantStub()
+            self.first, self.second = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3)
+
+        def begin(self, x: Any) -> Any:
+            return self.first(self.quant(x))
+
+        def end(self, x: Any) -> Any:
+            return self.dequant(self.second(self.cut(x)))
+
+        def forward(self, x: Any) -> Any:
+            return self.end(self.begin(x))
+
+    class Part(nn.Module):
+        def __init__(self, method: Any) -> None:
+            super().__init__()
+            self.model, self.method = whole, method
+
+        def forward(self, x: Any) -> Any:
+            return self.method(x)
+
+    whole = converted("eager", model=Cut())
+    front = Part(lambda x: whole.dequant(whole.begin(x))).eval()
+    middle = front(IMAGE)
+    compile_model(front, IMAGE, tmp_path / "front.hbm")
+    compile_model(Part(whole.end).eval(), middle, tmp_path / "back.hbm")
+
+    halves = load_compiled(tmp_path / "back.hbm")(load_compiled(tmp_path / "front.hbm")(IMAGE))
+
+    assert torch.equal(halves, whole(IMAGE))
+
+
+def test_article_flow_of_an_eager_model_with_in_place_activations(tmp_path: Path) -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.quant, self.dequant, self.conv = QuantStub(), DeQuantStub(), nn.Conv2d(3, 4, 3)
+            self.act = nn.ReLU6(inplace=True)
+
+        def forward(self, x: Any) -> Any:
+            return self.dequant(self.act(self.conv(self.quant(x))))
+
+    model = converted("eager", model=Block())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", torch.jit.TracerWarning)
+        traced = torch.jit.trace(model, IMAGE)
+
+    assert torch.equal(traced(BATCHES[1]), model(BATCHES[1]))
+    assert check_model(traced, IMAGE, advice=1) == 0
+    assert compile_model(traced, [IMAGE], opt=0, hbm=str(tmp_path / "model.hbm")) == 0
+    assert torch.equal(load_compiled(tmp_path / "model.hbm")(BATCHES[1]), model(BATCHES[1]))
