@@ -13,7 +13,7 @@ from profiler.errors import UnsupportedOpError
 from profiler.quant.deploy.emitters import Emission, emits, shape_of
 from profiler.quant.deploy.graph import Value, constant
 
-_KINDS = {1: ("linear", "l"), 2: ("bilinear", "hw"), 3: ("trilinear", "dhw")}
+_KINDS = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
 def _register_nearest(name: str, num_spatial: int) -> None:
@@ -38,7 +38,7 @@ for _num in (1, 2, 3):
     _register_nearest("_upsample_nearest_exact", _num)
 
 
-def _register_linear(name: str, num_spatial: int, has_align: bool) -> None:
+def _register_linear(name: str, num_spatial: int) -> None:
     @emits(f"{name}.default")
     def emit(g: Emission, x: Value, output_size: Sequence[int], align_corners: bool, *scales: float | None) -> Value:
         """One matrix per dimension, made by torch's own operator from unit vectors."""
@@ -54,11 +54,11 @@ def _register_linear(name: str, num_spatial: int, has_align: bool) -> None:
         return x
 
 
-for _num, (_kind, _) in _KINDS.items():
-    _register_linear(f"upsample_{_kind}{_num}d", _num, True)
-_register_linear("upsample_bicubic2d", 2, True)
-_register_linear("_upsample_bilinear2d_aa", 2, True)
-_register_linear("_upsample_bicubic2d_aa", 2, True)
+for _num, _kind in _KINDS.items():
+    _register_linear(f"upsample_{_kind}{_num}d", _num)
+_register_linear("upsample_bicubic2d", 2)
+_register_linear("_upsample_bilinear2d_aa", 2)
+_register_linear("_upsample_bicubic2d_aa", 2)
 
 
 def _matrix(operator: Any, num_spatial: int, i: int, size: int, out: int, align: bool, scales: list[Any]) -> Tensor:

@@ -132,13 +132,8 @@ def _register_padding(mode: str, num_spatial: int) -> None:
             low, high = padding[2 * i], padding[2 * i + 1]
             if low or high:
                 axis = rank - 1 - i
-                x = g.gather(x, _pad_positions(mode, shape_of_axis(x, g, axis, low + high), low, high), axis)
+                x = g.gather(x, _pad_positions(mode, int(g.out.shape[axis]) - low - high, low, high), axis)
         return x
-
-
-def shape_of_axis(x: Value, g: Emission, axis: int, added: int) -> int:
-    """Length of an axis before padding, from the real result."""
-    return int(g.out.shape[axis]) - added
 
 
 def _pad_positions(mode: str, length: int, low: int, high: int) -> torch.Tensor:
