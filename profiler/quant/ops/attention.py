@@ -214,7 +214,7 @@ class _ModuleForm(AttentionCore):
         q, k, v = self._heads(self.q_proj(query)), self._heads(self.k_proj(key)), self._heads(self.v_proj(value))
         mask = self._mask(attn_mask, key_padding_mask, q.shape[0])
         dropout = self.dropout if self.training else 0.0
-        context, weights = self.attend(q, k, v, mask, 1.0 / math.sqrt(q.shape[-1]), dropout)
+        context, weights = self.attend(q, k, v, mask, (self.embed_dim // self.num_heads) ** -0.5, dropout)
         merged = context.transpose(1, 2).reshape(q.shape[0], q.shape[2], self.embed_dim)
         merged = merged if self.batch_first or not is_batched else merged.transpose(0, 1)
         y: Tensor = self.out_proj(merged if is_batched else merged.squeeze(0))
