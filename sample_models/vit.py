@@ -1,7 +1,7 @@
 """A vision transformer sample: LayerNorm, GELU, softmax and attention in three spellings, on the 32x32 digits.
 
-What LayerNorm and softmax read is int16 (`WIDE`). `python -m sample_models.vit --flow fx` prints the accuracies with that,
-and all in int8. The weights in `weights/` are made by `python -m sample_models.train_vit`.
+What LayerNorm and softmax read is int16 (`WIDE`). `python -m sample_models.vit --flow fx` prints the accuracies with
+that, and all in int8. The weights in `weights/` are made by `python -m sample_models.train_vit`.
 """
 
 from __future__ import annotations
