@@ -126,8 +126,8 @@ class AttentionCore(Composite):
         form: Any = self
         if not isinstance(form, FakeQuantComposite):
             raise NotCalibratedError(
-                f"{self._get_name()}: a float mask adds numbers to the scores, and calibration saw none; calibrate with "
-                "such masks, then convert again"
+                f"{self._get_name()}: a float mask adds numbers to the scores, and calibration saw none; calibrate "
+                "with such masks, then convert again"
             )
         form.add_stub("bias")
         form.add_function("biased_scores", "add", self.wide, self)
