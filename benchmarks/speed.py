@@ -84,7 +84,7 @@ def stages_of(model: nn.Module, x: torch.Tensor) -> dict[str, nn.Module]:
 def forward_in_onnx_runtime(converted: nn.Module, x: torch.Tensor, folder: Path) -> Callable[[], object]:
     """Forward of the exported file; its result is held against the converted model's first."""
     path = folder / "model.onnx"
-    compile_model(converted, x, path, progressbar=False)
+    compile_model(converted, x, path, opt=3, progressbar=False)
     compiled = load_compiled(path)
     if not torch.equal(compiled(x), converted(x)):
         print("  ONNX Runtime's outputs differ from the converted model's")
