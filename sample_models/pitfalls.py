@@ -59,7 +59,7 @@ FAULTS: dict[str, PlantedFault] = {
         "SH1",
         "branches.shared.conv",
         (),
-        "one convolution serves two branches whose ranges differ 32 times",
+        "one convolution serves two branches whose ranges differ 48 times",
     ),
     "large_channel": PlantedFault(
         "RG1",

@@ -15,7 +15,7 @@ from sample_models.pitfalls_repairs import LARGE_FACTOR, PIXEL_SCALE
 from sample_models.training import TrainingPlan, fit, save_weights
 
 PLAN = TrainingPlan(epochs=60)
-RANGE_RATIO = 32.0  # range of the rows' branch over that of the columns' branch, in the shared convolution
+RANGE_RATIO = 48.0  # range of the rows' branch over that of the columns' branch, in the shared convolution
 CHANNEL_SPREAD = 64.0  # widest over narrowest channel before the norm that cannot fuse
 NEGATIVE_RATIO = 40.0  # lowest negative over highest positive value before the functional ReLU
 QUIET_CHANNEL = 0  # channel of `mix` that is trained to stay below zero
