@@ -32,7 +32,7 @@ from profiler.quant import (
 
 REPEATS = 7
 BATCH = 8
-# (row, largest ratio to float that design.md asks for)
+# (row, largest ratio to float that is aimed at)
 LIMITS = {
     "MobileNetV2 shape": {"fake quant": 1.5, "calibration min_max": 1.6, "calibration mse": 3.0, "converted": 1.3},
     "ResNet-18 shape": {"fake quant": 1.5, "calibration min_max": 1.6, "calibration mse": 3.0, "converted": 1.0},

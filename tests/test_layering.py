@@ -1,4 +1,4 @@
-"""The imports of design.md section 4, and that each check can fail."""
+"""The imports of the layers, and that each check can fail."""
 
 from __future__ import annotations
 

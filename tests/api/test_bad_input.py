@@ -220,10 +220,10 @@ def test_arguments_of_the_other_form() -> None:
 
 
 @pytest.mark.parametrize(
-    "model", [nn.Sequential(nn.Tanh()), nn.Identity(), nn.Embedding(4, 2)], ids=lambda m: type(m).__name__
+    "model", [nn.Sequential(nn.GLU(0)), nn.Identity(), nn.EmbeddingBag(4, 2)], ids=lambda m: type(m).__name__
 )
 def test_model_without_any_quantizable_op(model: nn.Module) -> None:
-    x = torch.zeros(2, 3).long() if isinstance(model, nn.Embedding) else images(2, 3)
+    x = torch.zeros(2, 3).long() if isinstance(model, nn.EmbeddingBag) else images(2, 3)
     fails(PrepareError, [type(model).__name__, "no op", "quantized form"], model, x)
 
 

@@ -1,4 +1,4 @@
-"""Rows R3, R4, R19, R20 and R24 of the acceptance list, through the public API."""
+"""R3, R4, R19, R20 and R24: stubs, unsupported ops, prepare and convert, through the public API."""
 
 from __future__ import annotations
 
