@@ -102,6 +102,11 @@ class FakeQuantize(nn.Module):
         return self._is_fake_quant_on
 
     @property
+    def is_rounding(self) -> bool:
+        """Whether values are rounded now: fake quant is on, here and globally."""
+        return self._is_fake_quant_on and GlobalFakeQuantSwitch.is_on
+
+    @property
     def is_observer_on(self) -> bool:
         return self._is_observer_on
 
@@ -163,7 +168,7 @@ class FakeQuantize(nn.Module):
                 self.journal.count_observed(self.name, is_calibration=not self._is_fake_quant_on)
         elif self._is_observer_on and not self._is_fake_quant_on:
             complain(StateError, _MISTAKE_3.format(name=self.name or "a fake quant"))
-        if not (self._is_fake_quant_on and GlobalFakeQuantSwitch.is_on):
+        if not self.is_rounding:
             return x
         if not self.is_calibrated and x.numel() > 0:
             complain(NotCalibratedError, _MISTAKE_2.format(name=self.name or "a fake quant"))
@@ -175,8 +180,7 @@ class FakeQuantize(nn.Module):
     def only_rounds(self, x: Tensor) -> bool:
         """Whether a call would do nothing but round x: VALIDATION without a gradient, and nobody watches the call."""
         return (
-            self._is_fake_quant_on
-            and GlobalFakeQuantSwitch.is_on
+            self.is_rounding
             and not (self._is_observer_on and self.training)
             and self.is_calibrated
             and self.ch_axis < 0

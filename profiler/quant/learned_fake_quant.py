@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from profiler.quant.affine import ABSMAX_FLOOR, QInfo, along_axis, fake_quantize
 from profiler.quant.fake_quant import FakeQuantize
-from profiler.quant.switches import GlobalFakeQuantSwitch
 
 
 class _LearnableFakeQuantize(FakeQuantize):
@@ -60,8 +59,7 @@ class _LearnableFakeQuantize(FakeQuantize):
 
     def forward(self, x: Tensor) -> Tensor:
         """Fake-quantize with a gradient to the scale while training; calibration and evaluation are as usual."""
-        is_on = self._is_fake_quant_on and GlobalFakeQuantSwitch.is_on
-        is_learning = self.training and is_on and torch.is_grad_enabled()
+        is_learning = self.training and self.is_rounding and torch.is_grad_enabled()
         if not is_learning or not self.is_calibrated or x.numel() == 0:
             return super().forward(x)
         self._keep_positive()

@@ -76,7 +76,7 @@ def quantized_output(y: Tensor, fake_quant: FakeQuantize | None) -> Tensor:
         return y
     y = fake_quant(y)
     return QTensor.wrap(
-        y, fake_quant.tensor_scale, fake_quant.dtype, fake_quant.ch_axis, is_rounded=fake_quant.is_fake_quant_on
+        y, fake_quant.tensor_scale, fake_quant.dtype, fake_quant.ch_axis, is_rounded=fake_quant.is_rounding
     )
 
 

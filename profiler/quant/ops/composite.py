@@ -142,6 +142,6 @@ def on_scale_of(child: Any, x: Tensor) -> Tensor:
         assert child.out_info is not None
         return QTensor.wrap(quantize(x, child.out_scale, child.out_info), child.out_scale, child.out_info.name)
     fake_quant: FakeQuantize = child.activation_post_process
-    rounded = fake_quantize(x, fake_quant.scale, fake_quant.info) if fake_quant.is_fake_quant_on else x
-    scale, is_rounded = fake_quant.tensor_scale, fake_quant.is_fake_quant_on
+    rounded = fake_quantize(x, fake_quant.scale, fake_quant.info) if fake_quant.is_rounding else x
+    scale, is_rounded = fake_quant.tensor_scale, fake_quant.is_rounding
     return QTensor.wrap(rounded, scale, fake_quant.dtype, is_rounded=is_rounded)

@@ -37,7 +37,7 @@ class FakeQuantEmbedding(QuantOp, nn.Embedding):
             scale_grad_by_freq=self.scale_grad_by_freq,
             sparse=self.sparse,
         )
-        return QTensor.wrap(rows, fake_quant.tensor_scale, fake_quant.dtype, is_rounded=fake_quant.is_fake_quant_on)
+        return QTensor.wrap(rows, fake_quant.tensor_scale, fake_quant.dtype, is_rounded=fake_quant.is_rounding)
 
     def to_integer(self) -> IntegerEmbedding:
         """The integer form."""

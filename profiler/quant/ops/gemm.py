@@ -108,7 +108,7 @@ class FakeQuantGemm(Gemm):
     def _accumulator_step(self, x: Tensor) -> Tensor | None:
         """Outside training, what one step of the integer form's accumulator is worth: 0-d or `[C]`, float64."""
         weight_fake_quant = self.weight_fake_quant
-        if self.training or not weight_fake_quant.is_fake_quant_on or not isinstance(x, QTensor) or x.ch_axis >= 0:
+        if self.training or not weight_fake_quant.is_rounding or not isinstance(x, QTensor) or x.ch_axis >= 0:
             return None
         return x.scale.detach().double() * weight_fake_quant.scale.detach().double()
 

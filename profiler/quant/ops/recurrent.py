@@ -152,7 +152,7 @@ class FakeQuantStepLoop(StepLoop, FakeQuantComposite):
         """Every step; where something observes, the float run comes first, and is the result unless values round."""
         fake_quants = [fq for _, fq in named_fake_quants(self)]
         weight = self.hidden.weight_fake_quant.quantize_weight(self.hidden.weight)
-        is_rounding = any(fq.is_fake_quant_on for fq in fake_quants)
+        is_rounding = any(fq.is_rounding for fq in fake_quants)
         if any(fq.is_observer_on and fq.training for fq in fake_quants):
             with torch.set_grad_enabled(torch.is_grad_enabled() and not is_rounding):
                 result = self._observed(weight, to_plain(products), to_plain(states))
