@@ -145,11 +145,13 @@ def get_default_qat_out_qconfig(
 def get_default_calib_qconfig(
     dtype: str = qint8, calib_qkwargs: dict[str, Any] | None = None, backend: str = ""
 ) -> QConfig:
-    """The usual calibration qconfig: mse bounds for int8, min/max for int16, weights min/max per channel."""
-    observer = "mse" if dtype == qint8 else "min_max"
+    """The usual calibration qconfig: activations by mse over all batches, weights min/max per channel.
+
+    The mean of the batches' extremes would cut off what the largest batch holds, which int16 shows first.
+    """
     qkwargs = {"dtype": dtype, "plain_mean": True, **(calib_qkwargs or {})}
     return get_default_qconfig(
-        activation_observer=observer,
+        activation_observer="mse",
         weight_observer=MovingAveragePerChannelMinMaxObserver,
         activation_qkwargs=qkwargs,
         purpose="calib",

@@ -19,7 +19,7 @@ from profiler.quant.loading import match_bounds_after_load
 from profiler.quant.march import require_march
 from profiler.quant.modules import type_name
 from profiler.quant.naming import op_name
-from profiler.quant.ops.registry import Family, spec_of_module
+from profiler.quant.ops.registry import Family, get_spec, spec_of_module
 from profiler.quant.states import attach_journal, place_fake_quants
 from profiler.quant.swap import (
     EFFECTS_ATTRIBUTE,
@@ -38,6 +38,11 @@ def has_stubs(model: nn.Module) -> bool:
     """Whether the user put a QuantStub or DeQuantStub into the model."""
     specs = (spec_of_module(m) for m in model.modules())
     return any(spec is not None and spec.family is Family.STUB for spec in specs)
+
+
+def has_quant_stub(model: nn.Module) -> bool:
+    """Whether the user said where quantized values begin."""
+    return any(spec_of_module(m) is get_spec("quant_stub") for m in model.modules())
 
 
 def fuse_fx(
@@ -95,7 +100,7 @@ def prepare_qat_fx(
     model = copy_model(model)
     require_float_model(model)
     use_plain_forwards(model)
-    auto_stubs = not has_stubs(model)
+    auto_stubs = not has_quant_stub(model)
     traced = trace(model, example_inputs=None if example_inputs is None else tuple(example_inputs))
     if example_inputs is not None:
         _record_kinds_in_eval(model, traced.graph, tuple(example_inputs))

@@ -23,14 +23,24 @@ def max_pool2d(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str
     x = given["input"]
     is_simple = isinstance(x, QTensor) and x.holds_codes and is_plain_eager(x.plain)
     if not is_simple or x.dim() != 4 or not x.numel() or given.get("ceil_mode") or given.get("return_indices"):
-        return keep_scale(func, args, kwargs)
+        return _by_torch(func, args, kwargs)
     kernel = _pair(given["kernel_size"])
     stride, padding = _pair(given.get("stride") or kernel), _pair(given.get("padding", 0))
     dilation = _pair(given.get("dilation", 1))
     reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
     if any(2 * p > k or n + 2 * p < r for p, k, n, r in zip(padding, kernel, x.shape[2:], reach, strict=True)):
-        return keep_scale(func, args, kwargs)  # for torch's error
+        return _by_torch(func, args, kwargs)  # for torch's error
     return x.like(max_of_windows(x.plain, kernel, stride, padding, dilation))
+
+
+def _by_torch(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Torch's own kernel, which takes integers in the plain layout."""
+
+    def in_rows(value: Any) -> Any:
+        is_image = isinstance(value, QTensor) and value.holds_codes and value.dim() in (3, 4)
+        return value.like(value.plain.contiguous()) if is_image else value
+
+    return keep_scale(func, tuple(in_rows(a) for a in args), {name: in_rows(a) for name, a in kwargs.items()})
 
 
 def max_of_windows(

@@ -89,8 +89,8 @@ def test_r12_averaging_constant(c: float, values: tuple[float, ...], bound: floa
 
 
 def test_r12_calib_qconfig_over_ten_batches_is_their_plain_mean() -> None:
-    for qconfig in (get_default_calib_qconfig(calib_qkwargs={"observer": MinMaxObserver}),
-                    default_calib_16bit_fake_quant_qconfig):  # fmt: skip
+    for dtype in ("qint8", "qint16"):
+        qconfig = get_default_calib_qconfig(dtype, calib_qkwargs={"observer": MinMaxObserver})
         fake_quant = qconfig.activation()
         for value in range(1, 11):
             fake_quant(torch.tensor([float(value)]))
@@ -138,8 +138,8 @@ TABLE = {
     "default_calib_8bit_fake_quant_qconfig": (EIGHT, "MSEObserver", "calib"),
     "default_qat_8bit_weight_16bit_act_fake_quant_qconfig": (SIXTEEN, "MovingAverageMinMaxObserver", "qat"),
     "default_qat_16bit_fake_quant_qconfig": (SIXTEEN, "MovingAverageMinMaxObserver", "qat"),
-    "default_calib_8bit_weight_16bit_act_fake_quant_qconfig": (SIXTEEN, "MinMaxObserver", "calib"),
-    "default_calib_16bit_fake_quant_qconfig": (SIXTEEN, "MinMaxObserver", "calib"),
+    "default_calib_8bit_weight_16bit_act_fake_quant_qconfig": (SIXTEEN, "MSEObserver", "calib"),
+    "default_calib_16bit_fake_quant_qconfig": (SIXTEEN, "MSEObserver", "calib"),
     "default_qat_8bit_weight_32bit_out_fake_quant_qconfig": (HIGH, "", "qat"),
     "default_qat_out_8bit_fake_quant_qconfig": (HIGH, "", "qat"),
     "default_calib_8bit_weight_32bit_out_fake_quant_qconfig": (HIGH, "", "calib"),
@@ -214,3 +214,11 @@ def test_r31_calib_to_qat_loads_strictly_and_lr_zero_gives_calib_outputs(front_e
     set_fake_quantize(qat, FakeQuantState.VALIDATION)
     for batch in BATCHES:
         assert torch.equal(qat(batch), calib(batch))
+
+
+def test_r15_calib_qconfigs_cover_the_largest_of_batches_that_differ() -> None:
+    for qconfig in (default_calib_8bit_fake_quant_qconfig, default_calib_16bit_fake_quant_qconfig):
+        fake_quant = qconfig.activation()
+        for largest in (0.5, 1.0, 2.0):
+            fake_quant(torch.linspace(-largest, largest, 1001))
+        assert float(fake_quant.scale) * fake_quant.info.half_range >= 1.9

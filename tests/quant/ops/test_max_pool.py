@@ -80,3 +80,12 @@ def test_max_pool_runs_in_both_front_ends() -> None:
     assert_front_ends_run(nn.MaxPool3d(2), (2, 3, 4, 4, 4))
     assert_front_ends_run(nn.MaxPool2d(3, 2, 1), (2, 3, 7, 7))
     assert_front_ends_run(Call(lambda x: F.max_pool2d(x, 2, return_indices=True)[0]), (2, 3, 6, 6))
+
+
+@pytest.mark.parametrize("ceil_mode", [False, True])
+@pytest.mark.parametrize("dtype", ["qint8", "qint16"])
+def test_max_pool_of_a_wide_channels_last_image_keeps_codes(ceil_mode: bool, dtype: str) -> None:
+    x_q = codes((2, 5, 22, 23), dtype=dtype).to(memory_format=torch.channels_last)
+    pool = nn.MaxPool2d(3, 2, ceil_mode=ceil_mode)
+    pooled = pool(quantized(x_q, 0.3, dtype))
+    assert torch.equal(pooled.int_repr().double(), pool(x_q.double()))
