@@ -10,7 +10,8 @@ _level = 0
 class ConsistencyStrategy:
     """Chosen before prepare. 0: scales from statistics; 1: activation scales are powers of two; 2: weights' too.
 
-    Scales are rounded up, so nothing is clipped that was not before. Models of levels 1 and 2 are to be retrained.
+    Scales are rounded up, also fixed ones, so nothing is clipped that was not before; only the scale that a QuantStub
+    was given stays, as its data were made for it. Models of levels 1 and 2 are to be retrained.
     """
 
     @staticmethod

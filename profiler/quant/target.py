@@ -33,12 +33,18 @@ def fit_qconfig(qconfig: QConfig, march: March, level: int) -> QConfig:
     """One qconfig for a march and a consistency level; int16 activations fall back to int8 where there are none."""
     if qconfig.activation_dtype == qint16 and not march.has_int16_activations:
         qconfig = narrowed(qconfig, f"QC8: {march.value} has no int16 activations")
-    is_simple = march is March.BERNOULLI
+    for_weights = march is March.BERNOULLI or level >= 2
     return replace(
         qconfig,
-        activation=_power_of_two(qconfig.activation) if is_simple or level >= 1 else qconfig.activation,
-        weight=_power_of_two(qconfig.weight) if is_simple or level >= 2 else qconfig.weight,
+        activation=_power_of_two(qconfig.activation) if needs_powers_of_two(march, level) else qconfig.activation,
+        weight=_power_of_two(qconfig.weight) if for_weights else qconfig.weight,
+        input=_power_of_two(qconfig.input) if needs_powers_of_two(march, level) else qconfig.input,
     )
+
+
+def needs_powers_of_two(march: March | None, level: int) -> bool:
+    """Whether scales of activations are powers of two on a march at a consistency level."""
+    return march is March.BERNOULLI or level >= 1
 
 
 def narrowed(qconfig: QConfig, reason: str) -> QConfig:

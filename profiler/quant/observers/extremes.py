@@ -9,7 +9,7 @@ from torch import Tensor
 
 from profiler.errors import ConfigError
 from profiler.quant.affine import qint16
-from profiler.quant.observers.base import ObserverBase
+from profiler.quant.observers.base import ObserverBase, power_of_two_above
 
 # The clip that loses least on a Gaussian, in standard deviations: 3.92 for int8, 5.94 for int16.
 _BEST_CLIP = {qint16: 6.0}
@@ -76,7 +76,7 @@ class ClipObserver(ObserverBase):
 
 
 class FixedScaleObserver(ObserverBase):
-    """Always the given scale; data changes nothing.
+    """Always the given scale (with `power_of_two` the next one above it); data changes nothing.
 
     Args:
         scale: positive number, or a tensor `[C]` with one value per channel.
@@ -92,7 +92,7 @@ class FixedScaleObserver(ObserverBase):
             raise ConfigError(
                 f"fixed scale {scale}, zero_point {zero_point}: expected a positive scale and zero_point 0"
             )
-        self.register_buffer("scale", value, persistent=False)
+        self.register_buffer("scale", power_of_two_above(value) if self.power_of_two else value, persistent=False)
 
     @property
     def is_calibrated(self) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from profiler.quant.affine import fake_quantize, qint8, qint16, quantize
+from profiler.quant.consistency import ConsistencyStrategy
 from profiler.quant.fake_quant import FakeQuantFactory, FakeQuantize
 from profiler.quant.march import get_march
 from profiler.quant.modules import QuantOp, adopt
@@ -18,8 +19,9 @@ from profiler.quant.qconfig import QConfig
 from profiler.quant.qtensor import QTensor
 from profiler.quant.states import named_fake_quants
 from profiler.quant.stubs import FakeQuantStub
+from profiler.quant.target import needs_powers_of_two
 
-_COMMON = ("averaging_constant", "plain_mean")
+_COMMON = ("averaging_constant", "plain_mean", "power_of_two")
 
 
 class Composite(QuantOp):
@@ -103,14 +105,16 @@ class FakeQuantComposite(Composite):
 def narrow_qconfig(qconfig: QConfig) -> QConfig:
     """The qconfig of ops inside that carry many values: dtype and observer of the whole, int8 where it has none.
 
-    A fixed scale belongs to the result alone: inside, min/max is observed instead.
+    A fixed scale belongs to the result alone: inside, min/max is observed instead. Where the target needs powers of
+    two, the scales inside are such too.
     """
     given = qconfig.activation
     is_usable = isinstance(given, FakeQuantFactory) and given.keywords.get("observer") is not FixedScaleObserver
     if given is not None and is_usable:
         return qconfig
     dtype = qint8 if given is None else qconfig.activation_dtype
-    activation = FakeQuantize.with_args(observer=MovingAverageMinMaxObserver, dtype=dtype)
+    is_simple = needs_powers_of_two(get_march(), ConsistencyStrategy.get_consistency_level())
+    activation = FakeQuantize.with_args(observer=MovingAverageMinMaxObserver, dtype=dtype, power_of_two=is_simple)
     return QConfig(activation, qconfig.weight, qconfig.input, qconfig.purpose)
 
 

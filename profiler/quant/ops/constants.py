@@ -44,7 +44,7 @@ def with_fake_quant_constants(module: nn.Module, spec: OpSpec, args: Any, kwargs
         if fake_quant is None and not _is_constant(operand):
             return operand
         if fake_quant is None:
-            fake_quant = _add(module, name, output.dtype)
+            fake_quant = _add(module, name, output)
             path = join(module.__dict__.get(FQN_ATTRIBUTE, ""), name)
             join_state(fake_quant, running_root() or module, path, module)
         assert isinstance(fake_quant, FakeQuantize)
@@ -82,7 +82,7 @@ def constants_from_keys(module: nn.Module, state_dict: dict[str, Any], prefix: s
     names = {key[len(prefix) :].split(".", 1)[0] for key in state_dict if key.startswith(prefix + _PREFIX)}
     for name in sorted(names - module._modules.keys()):
         if isinstance(output, FakeQuantize):
-            _add(module, name, output.dtype)
+            _add(module, name, output)
 
 
 def is_tracing() -> bool:
@@ -95,8 +95,9 @@ def is_number_or_empty(value: Tensor) -> bool:
     return value.dim() == 0 or (not is_tracing() and value.numel() == 0)
 
 
-def _add(module: nn.Module, name: str, dtype: str) -> FakeQuantize:
-    fake_quant = FakeQuantize(observer=MinMaxObserver, dtype=dtype, averaging_constant=1)
+def _add(module: nn.Module, name: str, output: FakeQuantize) -> FakeQuantize:
+    is_simple = output.activation_post_process.power_of_two
+    fake_quant = FakeQuantize(observer=MinMaxObserver, dtype=output.dtype, averaging_constant=1, power_of_two=is_simple)
     module.add_module(name, place_like(fake_quant, module))
     return fake_quant
 

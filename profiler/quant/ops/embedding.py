@@ -96,7 +96,10 @@ def _embedding(module: Any, qconfig: QConfig) -> nn.Module:
     if qconfig.activation is None or qconfig.weight is None:
         return module  # type: ignore[no-any-return]
     new = adopt(FakeQuantEmbedding, module)
-    factory = qconfig.weight.with_args(dtype=qconfig.activation_dtype, ch_axis=-1, qscheme=torch.per_tensor_symmetric)
+    is_simple = getattr(qconfig.activation, "keywords", {}).get("power_of_two", False)
+    factory = qconfig.weight.with_args(
+        dtype=qconfig.activation_dtype, ch_axis=-1, qscheme=torch.per_tensor_symmetric, power_of_two=is_simple
+    )
     new.weight_fake_quant = place_like(factory(), module)
     return new
 
