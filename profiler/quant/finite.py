@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from profiler.errors import ConfigError, ModelError
 from profiler.quant.calls import CallTracker, FunctionCall
 from profiler.quant.modules import is_leaf
 from profiler.quant.naming import call_name, join, op_name
 from profiler.quant.ops.functional import tensors_in
-from profiler.quant.qtensor import to_plain, user_line
+from profiler.quant.qtensor import QTensor, to_plain, user_line
 
 
 @contextmanager
@@ -88,14 +89,83 @@ def _watch_forward(names: dict[nn.Module, str], handles: list[Any]) -> Iterator[
 
 @contextmanager
 def _watch_backward(names: dict[nn.Module, str], handles: list[Any]) -> Iterator[None]:
-    def report(module: nn.Module, grad_input: Any, grad_output: Any) -> None:
-        if not _is_finite(grad_input) and _is_finite(grad_output):
-            raise ModelError(f"nan_check: the backward pass of {op_name(names[module])} made NaN or Inf")
+    """Hooks on the tensors that leaf modules take and give: full backward hooks refuse results written in place."""
+    running: list[_Call] = []
+
+    def enter(module: nn.Module, args: Any, kwargs: Any) -> Any:
+        call = _Call(op_name(names[module]), handles)
+        running.append(call)
+        return call.begin(args, kwargs, is_in_place=_is_in_place(module))
+
+    def leave(module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
+        call = running.pop()
+        if result is not None:  # None: it raised
+            call.end(result)
 
     for module in names:
-        if is_leaf(module):
-            handles.append(module.register_full_backward_hook(report))
+        if is_leaf(module) and not isinstance(module, torch.jit.ScriptModule):
+            handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
+            handles.append(module.register_forward_hook(leave, with_kwargs=True, always_call=True))
     yield
+
+
+class _Call:
+    """One call of a module: what came to it and what it passed on in the backward pass.
+
+    Args:
+        name: op name of the module.
+        handles: takes the hooks that are made.
+    """
+
+    def __init__(self, name: str, handles: list[Any]) -> None:
+        self.name, self.handles = name, handles
+        self.came_finite = True
+        self._operands: list[Tensor] = []
+        self._aliases: dict[int, Tensor] = {}
+        self._makers: list[Any] = []
+
+    def begin(self, args: Any, kwargs: Any, *, is_in_place: bool) -> Any:
+        """Arguments with an alias for each operand: its gradient is this call's share of the operand's gradient.
+
+        A module that writes over its operand gets the operand itself.
+        """
+        if not is_in_place:
+            args, kwargs = tree_map(self._alias, args), tree_map(self._alias, kwargs)
+        with torch._C.DisableTorchFunction():
+            self._operands = [t for t in tensors_in([args, kwargs]) if t.requires_grad]
+            self._makers = [t.grad_fn for t in self._operands]
+        return args, kwargs
+
+    def end(self, result: Any) -> None:
+        """Watch, unless an operand was only handed through."""
+        with torch._C.DisableTorchFunction():
+            results = [t for t in tensors_in(result) if t.requires_grad]
+            if any(t.grad_fn is maker for t in results for maker in self._makers):
+                return
+            self.handles += [maker.register_prehook(self._pass_on) for maker in self._makers if maker is not None]
+            self.handles += [t.register_hook(self._come) for t in results]  # type: ignore[no-untyped-call]
+
+    def _alias(self, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        with torch._C.DisableTorchFunction():
+            if not value.requires_grad:
+                return value
+            if id(value) not in self._aliases:
+                alias = to_plain(value).view_as(to_plain(value))
+                self._aliases[id(value)] = value.like(alias) if isinstance(value, QTensor) else alias
+            return self._aliases[id(value)]
+
+    def _come(self, grad: Tensor) -> None:
+        self.came_finite = self.came_finite and _is_finite(grad)
+
+    def _pass_on(self, grads: tuple[Tensor | None, ...]) -> None:
+        if self.came_finite and not _is_finite(grads):
+            raise ModelError(f"nan_check: the backward pass of {self.name} made NaN or Inf")
+
+
+def _is_in_place(module: Any) -> bool:
+    return bool(getattr(module, "inplace", False) or getattr(module, "bound", {}).get("inplace", False))
 
 
 def _is_finite(values: Any) -> bool:
