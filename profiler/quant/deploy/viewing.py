@@ -38,7 +38,7 @@ def export_to_onnx(
         ModelError: a float model.
         StateError: training mode or live observers.
         UnsupportedOpError: an operator without an ONNX form.
-        ConfigError: another number of names than there are inputs or outputs.
+        ConfigError: another number of names than there are inputs or outputs, or a name that another value has.
     """
     require_quantized(model, "export_to_onnx")
     _export(model, args, Path(f), input_names, output_names, torch_options)
@@ -73,6 +73,11 @@ def _rename(graph: Any, names: list[str], wanted: Sequence[str] | None, argument
     if len(wanted) != len(names) or len(set(wanted)) != len(wanted):
         raise ConfigError(f"{argument}={list(wanted)}: expected {len(names)} different names, for {names}")
     table = dict(zip(names, wanted, strict=True))
+    used = {name for node in graph.node for name in (*node.input, *node.output)}
+    used |= {value.name for value in (*graph.initializer, *graph.input, *graph.output)}
+    taken = sorted((used - set(names)) & set(wanted))
+    if taken:
+        raise ConfigError(f"{argument}={list(wanted)}: {', '.join(taken)} names another value of this graph; rename it")
     for node in graph.node:
         node.input[:] = [table.get(name, name) for name in node.input]
         node.output[:] = [table.get(name, name) for name in node.output]

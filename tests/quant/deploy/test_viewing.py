@@ -62,6 +62,24 @@ def test_wrong_number_of_names_is_refused(tmp_path: Path) -> None:
         export_quantized_onnx(converted(), IMAGE, tmp_path / "net.onnx", output_names=["a"])
 
 
+def test_name_that_another_value_has_is_refused(tmp_path: Path) -> None:
+    export_quantized_onnx(converted(), IMAGE, tmp_path / "net.onnx")
+    graph = onnx.load(tmp_path / "net.onnx").graph
+    inner = graph.node[0].output[0]
+    for argument, names in (
+        ({"input_names": [inner]}, inner),
+        ({"output_names": ["a", inner]}, inner),
+        ({"input_names": [graph.initializer[0].name]}, graph.initializer[0].name),
+        ({"input_names": ["x"], "output_names": ["x", "b"]}, "x"),
+    ):
+        with pytest.raises(ConfigError, match=f"{names} names another value"):
+            export_quantized_onnx(converted(), IMAGE, tmp_path / "other.onnx", **argument)
+    assert not (tmp_path / "other.onnx").exists()
+    own = [o.name for o in graph.output]
+    export_quantized_onnx(converted(), IMAGE, tmp_path / "swapped.onnx", output_names=own[::-1])
+    onnx.checker.check_model(onnx.load(tmp_path / "swapped.onnx"), full_check=True)
+
+
 @pytest.mark.parametrize("export", [export_to_onnx, export_quantized_onnx])
 def test_float_model_is_refused(export: Any, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="float model"):
