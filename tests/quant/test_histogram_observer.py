@@ -119,3 +119,40 @@ def test_histogram_bounds_are_those_of_mse() -> None:
     for observer in (histogram, mse, extremes):
         observer(BATCHES[1])
     assert float(histogram.max_val) == float(mse.max_val) <= float(extremes.max_val.abs().maximum(-extremes.min_val))
+
+
+def test_checkpoint_without_a_histogram_leaves_none_behind() -> None:
+    observer, other = HistogramObserver(), MinMaxObserver()
+    observer(BATCHES[2])
+    other(BATCHES[0])
+    observer.load_state_dict(other.state_dict())
+    assert (observer.histogram.numel(), float(observer.histogram_absmax)) == (0, 0.0)
+    assert float(observer.max_val) == float(other.max_val)
+    fresh = HistogramObserver()
+    fresh.load_state_dict(other.state_dict())
+    for each in (observer, fresh):
+        each(BATCHES[1])
+    assert float(observer.max_val) == float(fresh.max_val)
+    assert torch.equal(observer.histogram, fresh.histogram)
+
+
+def test_checkpoint_with_other_bins_brings_its_number_of_bins() -> None:
+    saved, observer, whole = (HistogramObserver(bins=bins) for bins in (1024, 4096, 1024))
+    saved(BATCHES[0])
+    observer(BATCHES[2])
+    observer.load_state_dict(saved.state_dict())
+    assert observer.bins == 1024
+    assert observer.bound_by("percentile") == saved.bound_by("percentile")
+    observer(BATCHES[1])
+    for batch in BATCHES[:2]:
+        whole(batch)
+    assert torch.equal(observer.histogram, whole.histogram)
+    assert float(observer.max_val) == float(whole.max_val)
+
+
+def test_checkpoint_with_an_impossible_histogram_is_refused_at_load() -> None:
+    saved, observer = HistogramObserver(), HistogramObserver()
+    saved(BATCHES[0])
+    state = {**saved.state_dict(), "histogram": torch.ones(1000, dtype=torch.int64)}
+    with pytest.raises(ConfigError, match=r"1000; expected a power of two"):
+        observer.load_state_dict(state)

@@ -184,7 +184,8 @@ class ObserverBase(nn.Module):
             elif prefix + name in state_dict:
                 setattr(self, name, torch.empty_like(state_dict[prefix + name], device=own.device))
             else:
-                state_dict[prefix + name] = own
+                setattr(self, name, own.new_zeros(() if own.dim() == 0 else 0))
+                state_dict[prefix + name] = self._buffers[name]
         super()._load_from_state_dict(state_dict, prefix, *args)
         self._begin_from_bounds()
 

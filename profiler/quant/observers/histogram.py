@@ -90,6 +90,14 @@ class HistogramObserver(SearchingObserver):
             self.histogram, self.histogram_start = kept.counts, self.histogram_start.new_tensor(kept.start)
             self.histogram_absmax = self.histogram_absmax.new_tensor(kept.absmax)
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Load; the number of bins is the checkpoint's, and without a histogram in it this one is empty."""
+        stored = state_dict.get(prefix + "histogram")
+        if stored is not None and stored.numel() and stored.numel() != self.bins:
+            MagnitudeHistogram(stored.numel())  # raises where that is no number of bins
+            self.bins = stored.numel()
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def _begin_from_bounds(self) -> None:
         super()._begin_from_bounds()
         if self.histogram.numel():
