@@ -102,6 +102,9 @@ _NASH_FLOAT = MarchTable(
     {name: _NASH.rows[name] for name in ("conv", "conv1d", "conv3d", "linear", "matmul", "baddbmm")}, _FLOAT16_RULE
 )
 
+OUTPUT_ONLY = frozenset({"argmax", "extremes"})
+"""Operators whose result nothing may read on the BERNOULLI family: argmax, and max over an axis."""
+
 MARCH_TABLES: dict[March, MarchTable] = {
     March.BERNOULLI: _BERNOULLI,
     March.BERNOULLI2: _BERNOULLI,
@@ -129,7 +132,8 @@ def unsupported_reason(
 
     Source:
         The op tables that the original's 1.x manual prints for BERNOULLI2 and BAYES. The tables of the NASH family are
-        not public: there every operator of the BAYES column counts as supported.
+        not public: there every operator of the BAYES column counts as supported. BERNOULLI2's "no constant operand
+        for add, mul" is not told: a converted model gives a constant codes and a scale as it does any operand.
     """
     table = MARCH_TABLES[march]
     rule = table.rows.get(spec_name, table.default)

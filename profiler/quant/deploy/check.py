@@ -14,7 +14,7 @@ from profiler.quant.deploy.cost_model import NOTE, time_us
 from profiler.quant.deploy.guards import integer_modules, require_converted, require_eval_module, target_march
 from profiler.quant.deploy.layers import LayerFact, collect_layers
 from profiler.quant.march import March
-from profiler.quant.march_table import unsupported_reason
+from profiler.quant.march_table import OUTPUT_ONLY, unsupported_reason
 
 _LOG = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ def find_problems(
         return [Problem("forward", str(error), "")]
     found: dict[str, Problem] = {}
     for layer in layers:
-        reason = _reason(layer, target)
+        reason = _reason(layer, target) or _simple_target_reason(layer, target, layers)
         if reason and layer.op_name not in found:
             found[layer.op_name] = Problem(layer.name, reason, layer.source)
     _advise(layers, target, advice)
@@ -111,6 +111,21 @@ def _rank_reason(layer: LayerFact, march: March) -> str:
         return ""
     ranks = {len(t.shape) for t in layer.inputs if t.dtype.startswith("q")} - {4}
     return f"{march.value} has 4-d tensors only, got {min(ranks)}-d" if ranks else ""
+
+
+def _simple_target_reason(layer: LayerFact, march: March, layers: list[LayerFact]) -> str:
+    """Limits of the BERNOULLI family that one op's dtypes do not show: scales of a cat, who reads an index."""
+    if march is March.BERNOULLI and layer.operator in ("cat", "stack") and len(set(layer.input_scales)) > 1:
+        scales = ", ".join(f"{scale:.6g}" for scale in layer.input_scales)
+        return (
+            f"bernoulli has {layer.operator} of operands with one scale, got {scales}; give their ops one fixed scale "
+            "(FixedScaleObserver)"
+        )
+    is_maximum = layer.operator == "maximum" and len(layer.input_scales) == 1  # of one tensor, not of two
+    if march not in (March.BERNOULLI, March.BERNOULLI2) or not (is_maximum or layer.operator in OUTPUT_ONLY):
+        return ""
+    reader = next((r for r in layers if layer.name in r.producers and r.operator != "dequant_stub"), None)
+    return "" if reader is None else f"{march.value} has {layer.operator} as model output only; {reader.name} reads it"
 
 
 def _scale_problems(module: nn.Module) -> list[Problem]:

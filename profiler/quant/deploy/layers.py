@@ -50,6 +50,8 @@ class LayerFact:
         weight_bytes: bytes of weights and biases.
         source: line of the user's code.
         scales: scales of the results.
+        producers: for each operand the op call that made it, or "".
+        input_scales: scales of the quantized operands.
     """
 
     name: str
@@ -64,6 +66,7 @@ class LayerFact:
     source: str
     scales: tuple[Tensor, ...]
     producers: tuple[str, ...]
+    input_scales: tuple[float, ...] = ()
 
     @property
     def num_bytes(self) -> int:
@@ -100,6 +103,7 @@ class _Collector:
         self.layers: list[LayerFact] = []
         self._inputs: list[tuple[TensorFact, ...]] = []
         self._producers: list[tuple[str, ...]] = []
+        self._scales: list[tuple[float, ...]] = []
         self._made_by: dict[tuple[int, tuple[int, ...]], str] = {}
         self._alive: list[Tensor] = []
         self._traced: Counter[str] = Counter()
@@ -108,10 +112,12 @@ class _Collector:
         self.flops.count = 0
         operands = tensors_in([running.args, running.kwargs])
         self._inputs.append(tuple(_fact(t) for t in operands))
+        per_tensor = [t.scale for t in operands if isinstance(t, QTensor) and t.ch_axis < 0]
+        self._scales.append(tuple(float(scale) for scale in per_tensor))
         self._producers.append(tuple(self._made_by.get(_key(t), "") for t in operands))
 
     def after(self, running: RunningOp, result: Any) -> None:
-        inputs, producers = self._inputs.pop(), self._producers.pop()
+        inputs, producers, scales = self._inputs.pop(), self._producers.pop(), self._scales.pop()
         results = tensors_in(result)
         if not results:
             return
@@ -129,6 +135,7 @@ class _Collector:
             source=running.source,
             scales=tuple(t.scale for t in results if isinstance(t, QTensor)),
             producers=producers,
+            input_scales=scales,
         )
         self.layers.append(fact)
         self._remember(results, running.name)

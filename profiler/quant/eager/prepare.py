@@ -50,7 +50,8 @@ def prepare_qat(
         model: float model, fused if wanted, with QuantStub and DeQuantStub at its boundaries.
         mapping: `{float class: f(module, qconfig) -> module}` for further classes.
         inplace: change `model` instead of a copy.
-        optimize_graph: accepted; no march in the table needs it yet.
+        optimize_graph: accepted; scales stay as they are. BERNOULLI takes a cat of operands with one scale only:
+            check_model names each that has several, with its scales.
         hybrid: quantized values may enter ops with qconfig None, which see real values then and give plain results;
             without it they must stand behind a DeQuantStub.
         optimize_kwargs: accepted with optimize_graph.

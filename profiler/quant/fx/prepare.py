@@ -84,7 +84,8 @@ def prepare_qat_fx(
         qconfig_dict: `{"": q, "module_type": [(T, q)], "module_name": {n: q} or [(n, q)]}`; "" < type < name <
             `module.qconfig`.
         prepare_custom_config_dict: may hold `preserved_attributes`, names of attributes to keep.
-        optimize_graph: accepted; no march in the table needs it yet.
+        optimize_graph: accepted; scales stay as they are. BERNOULLI takes a cat of operands with one scale only:
+            check_model names each that has several, with its scales.
         hybrid: accepted; automatic stubs are always there.
         hybrid_dict: `{"module_type": [T], "module_name": [n]}`: these ops run in float, between `x_input_dequant` and
             `x_activation_post_process`; a name that matches nothing is named in the effects.

@@ -120,3 +120,56 @@ def test_training_mode_is_refused() -> None:
 def test_unknown_march_is_refused(model: Any) -> None:
     with pytest.raises(ConfigError, match="use one of"):
         check_model(model, IMAGE, march="mars")
+
+
+class Joining(nn.Module):
+    """A cat of operands with different scales."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.quant, self.dequant = QuantStub(), DeQuantStub()
+        self.conv = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.quant(x)
+        return self.dequant(torch.cat([x, self.conv(x)], 1))
+
+
+@pytest.mark.parametrize("front_end", ["eager", "fx"])
+def test_bernoulli_takes_a_cat_of_operands_with_one_scale_only(front_end: str) -> None:
+    model = converted(front_end, model=Joining())
+    first, second = float(model.quant.out_scale), float(model.conv.out_scale)
+
+    problems = find_problems(model, IMAGE, "bernoulli")
+
+    assert [p.op for p in problems] == ["cat_0"]
+    assert problems[0].reason.startswith(f"bernoulli has cat of operands with one scale, got {first:.6g}, {second:.6g}")
+    assert find_problems(model, IMAGE, "bernoulli2") == []
+    model.conv.out_scale.copy_(model.quant.out_scale)
+    assert find_problems(model, IMAGE, "bernoulli") == []
+
+
+class Indexing(nn.Module):
+    """An argmax, which is the result or is read again."""
+
+    def __init__(self, *, is_read: bool) -> None:
+        super().__init__()
+        self.quant, self.dequant, self.conv = QuantStub(), DeQuantStub(), nn.Conv2d(3, 3, 1)
+        self.is_read = is_read
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.conv(self.quant(x))
+        index = torch.argmax(y, 1, keepdim=True)
+        return self.dequant(torch.gather(y, 1, index)) if self.is_read else (self.dequant(y), index)
+
+
+@pytest.mark.parametrize("front_end", ["eager", "fx"])
+def test_bernoulli2_takes_argmax_as_model_output_only(front_end: str) -> None:
+    assert find_problems(converted(front_end, model=Indexing(is_read=False)), IMAGE, "bernoulli2") == []
+    model = converted(front_end, model=Indexing(is_read=True))
+
+    reasons = {p.op: p.reason for p in find_problems(model, IMAGE, "bernoulli2")}
+
+    assert reasons["argmax_0"] == "bernoulli2 has argmax as model output only; gather_0 reads it"
+    assert find_problems(model, IMAGE, "bayes") == []
