@@ -80,6 +80,7 @@ def compile_model(
     _require_arguments(input_source, input_layout, output_layout)
     require_converted(module, "compile_model")
     exported = record_model(module, example_inputs, layouts=(input_layout or "NCHW", output_layout), doc=NOTE)
+    _require_source_per_input(input_source, exported.input_names)
     if not _has_integers(exported.proto):
         raise ModelError("compile_model: nothing in this traced module computes on integers; trace a converted model")
     details = {
@@ -247,13 +248,27 @@ def _has_integers(proto: Any) -> bool:
 
 
 def _require_arguments(input_source: Any, input_layout: Any, output_layout: Any) -> None:
-    sources = list(input_source.values()) if isinstance(input_source, dict) else input_source
-    for source in [sources] if isinstance(sources, str) else sources:
-        if source not in _SOURCES:
-            raise ConfigError(f"input_source={input_source!r}; expected {', '.join(_SOURCES)}, or one per input")
+    sources = _sources_of(input_source)
+    if not sources or any(source not in _SOURCES for source in sources):
+        raise ConfigError(f"input_source={input_source!r}; expected {', '.join(_SOURCES)}, or one per input")
     for name, layout in (("input_layout", input_layout), ("output_layout", output_layout)):
         if layout not in _LAYOUTS:
             raise ConfigError(f"{name}={layout!r}; expected 'NCHW' or 'NHWC'")
+
+
+def _sources_of(input_source: Any) -> list[Any]:
+    """One source, or those of all inputs; none where the argument is neither."""
+    if isinstance(input_source, dict):
+        return list(input_source.values())
+    return list(input_source) if isinstance(input_source, (list, tuple)) else [input_source]
+
+
+def _require_source_per_input(input_source: Any, names: list[str]) -> None:
+    if isinstance(input_source, (dict, list, tuple)) and len(input_source) != len(names):
+        raise ConfigError(
+            f"input_source={input_source!r}: {len(input_source)} sources for the {len(names)} inputs "
+            f"{', '.join(names)}; give one for each, or one string for all"
+        )
 
 
 def _leaves(value: Any) -> list[Any]:

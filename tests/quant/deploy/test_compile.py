@@ -198,12 +198,21 @@ def test_live_observers_are_refused() -> None:
         export_to_onnx(prepared, IMAGE, "net.onnx")
 
 
-@pytest.mark.parametrize(
-    "arguments", [{"opt": 4}, {"opt": "O9"}, {"input_source": "moon"}, {"input_layout": "CHWN"}, {"march": "mars"}]
-)
+@pytest.mark.parametrize("arguments", [
+    {"opt": 4}, {"opt": "O9"}, {"input_source": "moon"}, {"input_layout": "CHWN"}, {"march": "mars"},
+    {"input_source": None}, {"input_source": []}, {"input_source": 3}, {"input_source": ["ddr", None]},
+])  # fmt: skip
 def test_unknown_arguments_are_refused(arguments: dict[str, Any], model: Any) -> None:
     with pytest.raises(ConfigError, match=r"expected|use one of"):
         compile_model(model, IMAGE, "net.onnx", **arguments)
+
+
+@pytest.mark.parametrize("sources", [["ddr", "ddr"], {"image": "ddr", "other": "ddr"}])
+def test_another_number_of_sources_than_inputs_is_refused(sources: Any, model: Any, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="2 sources for the 1 inputs image; give one for each"):
+        compile_model(model, IMAGE, tmp_path / "net.onnx", input_source=sources)
+    assert not (tmp_path / "net.onnx").exists()
+    assert compile_model(model, IMAGE, tmp_path / "net.onnx", input_source=("pyramid",)) == 0
 
 
 @pytest.mark.parametrize("content", [None, b"no model", "zip"])
