@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import traceback
+import linecache
+import sys
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import torch
@@ -161,8 +163,22 @@ def first_qtensor(value: Any) -> QTensor | None:
 
 
 def user_line() -> str:
-    """`file:line (text)` of the innermost frame that belongs neither to torch nor to this core."""
-    for frame in reversed(traceback.extract_stack()):
-        if not any(part in frame.filename.replace("\\", "/") for part in _OWN_FRAMES):
-            return f"{frame.filename}:{frame.lineno} ({frame.line})"
+    """`file:line (text)` of the user's code that runs now; in a traced fx graph the line that the node came from."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        filename = frame.f_code.co_filename.replace("\\", "/")
+        if filename.startswith("<eval_with_key>"):
+            return _line_of_node(frame)
+        if not any(part in filename for part in _OWN_FRAMES):
+            return f"{filename}:{frame.f_lineno} ({linecache.getline(filename, frame.f_lineno).strip()})"
+        frame = frame.f_back
     return "an unknown line"
+
+
+def _line_of_node(frame: FrameType) -> str:
+    graph = getattr(frame.f_locals.get("self"), "graph", None)
+    text = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
+    name = text.partition("=")[0].strip()
+    nodes = () if graph is None else graph.nodes
+    found = next((str(node.meta["source"]) for node in nodes if node.name == name and "source" in node.meta), "")
+    return found or f"generated code: {text.partition(';')[0].strip()}"

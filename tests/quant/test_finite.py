@@ -9,7 +9,7 @@ from torch import nn
 from profiler.errors import ConfigError, ModelError
 from profiler.quant import FakeQuantState, nan_check, set_fake_quantize
 from tests.models import Stubbed
-from tests.quant.stages import eager
+from tests.quant.stages import eager, fx
 
 
 class Net(nn.Module):
@@ -150,3 +150,15 @@ def test_nan_check_backward_takes_prepared_models() -> None:
     with nan_check(model, "backward"):
         model(x).sum().backward()
     assert torch.allclose(model.conv.weight.grad, expected, rtol=0.05, atol=1e-3)
+
+
+def test_nan_check_names_the_users_line_also_in_a_traced_graph() -> None:
+    class Block(Stubbed):
+        def body(self, x: Any) -> Any:
+            return torch.exp(x + x)
+
+    model = fx(Block().eval(), [torch.rand(4)])
+    line = r"made NaN or Inf.*test_finite\.py:\d+ \(return torch\.exp\(x \+ x\)\)"
+    model._generated_add_0.activation_post_process.scale.fill_(torch.nan)
+    with nan_check(model), pytest.raises(ModelError, match=line):
+        model(torch.rand(4))

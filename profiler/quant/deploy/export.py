@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from profiler.errors import ConfigError, UnsupportedOpError
-from profiler.quant.deploy.follow import OpFollower, RunningOp, following, source_line
+from profiler.quant.deploy.follow import OpFollower, RunningOp, following
 from profiler.quant.deploy.fuse import fuse_requantization
 from profiler.quant.deploy.graph import GraphBuilder, Value
 from profiler.quant.deploy.recorder import Recorder
 from profiler.quant.deploy.structure import bind_inputs, describe_output, flat_tensors, input_names, map_tensors, on_cpu
 from profiler.quant.deploy.traced import TracedRun, is_traced_module
 from profiler.quant.ops.functional import tensors_in
-from profiler.quant.qtensor import QTensor
+from profiler.quant.qtensor import QTensor, user_line
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ class _Recording:
         return self.follower.scope if self.traced is None else self.traced.scope
 
     def _source(self) -> str:
-        return source_line() if self.traced is None else self.traced.source
+        return user_line() if self.traced is None else self.traced.source
 
     def _after_node(self, scope: str, source: str, results: list[Tensor]) -> None:
         """The last result of a module's nodes is the op's."""

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import linecache
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
 import torch
@@ -18,8 +15,7 @@ from profiler.quant.calls import CallTracker, FunctionCall
 from profiler.quant.modules import is_leaf, type_name
 from profiler.quant.naming import call_name, join, op_name
 from profiler.quant.ops.functional import tensors_in
-
-_OWN_FRAMES = ("/torch/", "/profiler/quant/", "/profiler/capture/")
+from profiler.quant.qtensor import user_line
 
 
 @dataclass(frozen=True)
@@ -103,7 +99,7 @@ class OpFollower(CallTracker):
     def _begin(self, name: str, kind: str, module: nn.Module | None, args: Any, kwargs: Any) -> RunningOp:
         call = self._calls[name]
         self._calls[name] += 1
-        running = RunningOp(call_name(name, call), name, kind, module, args, kwargs, source_line())
+        running = RunningOp(call_name(name, call), name, kind, module, args, kwargs, user_line())
         self.running.append(running)
         with torch._C.DisableTorchFunction():
             self.before(running)
@@ -114,28 +110,6 @@ class OpFollower(CallTracker):
             pass
         with torch._C.DisableTorchFunction():
             self.after(running, result)
-
-
-def source_line() -> str:
-    """`file:line (text)` of the user's code that runs now; in a traced fx graph the line that the node came from."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        filename = frame.f_code.co_filename.replace("\\", "/")
-        if filename.startswith("<eval_with_key>"):
-            return _line_of_node(frame)
-        if not any(part in filename for part in _OWN_FRAMES):
-            return f"{filename}:{frame.f_lineno} ({linecache.getline(filename, frame.f_lineno).strip()})"
-        frame = frame.f_back
-    return "an unknown line"
-
-
-def _line_of_node(frame: FrameType) -> str:
-    graph = getattr(frame.f_locals.get("self"), "graph", None)
-    text = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
-    name = text.partition("=")[0].strip()
-    nodes = () if graph is None else graph.nodes
-    found = next((str(node.meta["source"]) for node in nodes if node.name == name and "source" in node.meta), "")
-    return found or f"generated code: {text.partition(';')[0].strip()}"
 
 
 @contextmanager
