@@ -56,9 +56,10 @@ class EagerDispatch(CallTracker):
             if _gives_float(call.module):
                 return call.func(*to_float(args), **to_float(kwargs))
             if not _is_prepared(call.module):
-                if not _gives_no_float(call, args, kwargs):
+                result = None if _is_in_place(call) else call.func(*to_float(args), **to_float(kwargs))
+                if result is None or has_float_result(result):
                     raise
-                return call.func(*to_float(args), **to_float(kwargs))
+                return result  # booleans or integers, which need no scale
             reason = str(error) if has_handler(call.name) else f"no quantized form of {call.name}"
         return _run_generated(
             self._create(call, f"{reason}: runs in float between automatic boundaries"), call, args, kwargs
@@ -184,11 +185,6 @@ def _is_prepared(module: nn.Module) -> bool:
 def _gives_float(module: nn.Module) -> bool:
     """Whether functions of this module's code on quantized values give plain results (hybrid, or activation None)."""
     return bool(module.__dict__.get(FLOAT_RESULTS))
-
-
-def _gives_no_float(call: FunctionCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether the results of a function are booleans or integers, which need no scale."""
-    return not _is_in_place(call) and not has_float_result(call.func(*to_float(args), **to_float(kwargs)))
 
 
 def _run_generated(module: Any, call: FunctionCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -247,3 +247,20 @@ def test_functions_outside_the_stubs_stay_float_in_every_stage() -> None:
 def test_calibration_with_nan_names_the_tensor() -> None:
     with pytest.raises(ModelError, match=r"quant\.activation_post_process: a tensor to be observed holds NaN"):
         eager(make(Residual), [images()[0] * float("nan")])
+
+
+def test_function_with_integer_results_runs_once_in_a_converted_model() -> None:
+    class Drawing(Stubbed):
+        def body(self, x: Any) -> Any:
+            return x, torch.multinomial(x, 4)
+
+        def forward(self, x: Any) -> Any:
+            y, drawn = self.body(self.quant(x))
+            return self.dequant(y), drawn
+
+    x = torch.rand(3, 8) + 0.1
+    model = convert(eager(Drawing().eval(), [x]))
+    torch.manual_seed(3)
+    weights, drawn = model(x)
+    torch.manual_seed(3)
+    assert torch.equal(drawn, torch.multinomial(weights, 4))
