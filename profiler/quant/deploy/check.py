@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from profiler.errors import NotCalibratedError, UnsupportedOpError
 from profiler.quant.deploy.cost_model import NOTE, time_us
+from profiler.quant.deploy.float_ops import float_ops_between
 from profiler.quant.deploy.guards import integer_modules, require_converted, require_eval_module, target_march
 from profiler.quant.deploy.layers import LayerFact, collect_layers
 from profiler.quant.march import March
@@ -39,7 +40,7 @@ def check_model(
     advice: float | None = None,
     check_quanti_param: bool = True,
 ) -> int:
-    """Check a converted model against the op table of a march, by one forward.
+    """Check a converted model against the op table of a march, by one forward; float ops in its middle are problems.
 
     Args:
         module: converted model in eval, or `torch.jit.trace` of one (then only the forward and its operators).
@@ -88,12 +89,14 @@ def find_problems(
         reason = _reason(layer, target) or _simple_target_reason(layer, target, layers)
         if reason and layer.op_name not in found:
             found[layer.op_name] = Problem(layer.name, reason, layer.source)
+    for layer, reason in float_ops_between(layers):
+        found.setdefault(layer.op_name, Problem(layer.name, reason, layer.source))
     _advise(layers, target, advice)
     return list(found.values())
 
 
 def _reason(layer: LayerFact, march: March) -> str:
-    """Why the target cannot run an op, or ""; float ops between the stubs run on the CPU beside it."""
+    """Why the target cannot run an op, or ""; for float ops see `float_ops_between`."""
     if not layer.is_quantized:
         return ""
     quantized = [t.dtype for t in layer.inputs if t.dtype.startswith("q") or t.dtype == "torch.float32"]

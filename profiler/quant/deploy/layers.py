@@ -16,6 +16,7 @@ from profiler.quant.affine import qinfo
 from profiler.quant.deploy.follow import OpFollower, RunningOp, following
 from profiler.quant.deploy.structure import bind_inputs, on_cpu
 from profiler.quant.deploy.traced import TracedRun, is_traced_module
+from profiler.quant.fake_quant import FakeQuantize
 from profiler.quant.naming import canonical_function_name
 from profiler.quant.ops.functional import tensors_in
 from profiler.quant.ops.registry import all_specs, spec_of_class, spec_of_function
@@ -111,7 +112,7 @@ class _Collector:
     def before(self, running: RunningOp) -> None:
         self.flops.count = 0
         operands = tensors_in([running.args, running.kwargs])
-        self._inputs.append(tuple(_fact(t) for t in operands))
+        self._inputs.append(tuple(_operand_fact(running.module, k, t) for k, t in enumerate(operands)))
         per_tensor = [t.scale for t in operands if isinstance(t, QTensor) and t.ch_axis < 0]
         self._scales.append(tuple(float(scale) for scale in per_tensor))
         self._producers.append(tuple(self._made_by.get(_key(t), "") for t in operands))
@@ -211,12 +212,27 @@ def _joined(layer: LayerFact, outputs: tuple[TensorFact, ...], flops: int) -> La
     return replace(layer, outputs=outputs, flops=layer.flops + flops)
 
 
+def _operand_fact(module: nn.Module | None, k: int, tensor: Tensor) -> TensorFact:
+    """A constant that its op quantizes itself (`constant_<k>`, see ops/constants.py) has its quantizer's dtype."""
+    info = getattr(module, "out_info", None)
+    if not isinstance(tensor, QTensor) and info is not None and hasattr(module, f"constant_{k}_scale"):
+        return _quantized_fact(tuple(tensor.shape), info.name)
+    fake_quant = getattr(module, f"constant_{k}", None)
+    if not isinstance(tensor, QTensor) and isinstance(fake_quant, FakeQuantize):
+        return _quantized_fact(tuple(tensor.shape), fake_quant.dtype)
+    return _fact(tensor)
+
+
 def _fact(tensor: Tensor) -> TensorFact:
     shape = tuple(tensor.shape)
     if isinstance(tensor, QTensor):
-        bits = _BITS.get(tensor.qdtype) or (qinfo(tensor.qdtype).quant_max + 1).bit_length() * 2
-        return TensorFact(shape, tensor.qdtype, -(-math.prod(shape) * bits // 8))
+        return _quantized_fact(shape, tensor.qdtype)
     return TensorFact(shape, str(tensor.dtype), tensor.numel() * tensor.element_size())
+
+
+def _quantized_fact(shape: tuple[int, ...], qdtype: str) -> TensorFact:
+    bits = _BITS.get(qdtype) or (qinfo(qdtype).quant_max + 1).bit_length() * 2
+    return TensorFact(shape, qdtype, -(-math.prod(shape) * bits // 8))
 
 
 def _weight_bytes(module: nn.Module | None) -> int:

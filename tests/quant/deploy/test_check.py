@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from profiler.errors import ConfigError, ModelError, StateError
 from profiler.quant import DeQuantStub, QuantStub, check_model, default_calib_16bit_fake_quant_qconfig
 from profiler.quant.deploy.check import find_problems
+from profiler.quant.deploy.layers import collect_layers
 from tests.quant.deploy.models import IMAGE, Net, converted
 
 HERE = r"test_check\.py:\d+"
@@ -173,3 +174,72 @@ def test_bernoulli2_takes_argmax_as_model_output_only(front_end: str) -> None:
 
     assert reasons["argmax_0"] == "bernoulli2 has argmax as model output only; gather_0 reads it"
     assert find_problems(model, IMAGE, "bayes") == []
+
+
+class FloatInTheMiddle(nn.Module):
+    """Ops without a quantized form in front of, between and behind quantized ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.quant, self.dequant = QuantStub(), DeQuantStub()
+        self.first, self.second, self.pool = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1), nn.LPPool2d(2, 2)
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.first(self.quant(torch.lgamma(x.abs() + 1)))
+        y = torch.lgamma(y.abs() + 1)
+        y = self.pool(self.second(y))
+        return torch.cumprod(self.dequant(y), 1)
+
+
+def test_float_ops_between_quantized_ones_are_counted_and_named(caplog: Any) -> None:
+    model = converted(model=FloatInTheMiddle())
+
+    with caplog.at_level(logging.ERROR):
+        assert check_model(model, IMAGE) == 2
+
+    assert re.search(rf"lgamma_1: runs in float on the CPU: no quantized form of .*{HERE} \(y = torch", caplog.text)
+    assert re.search(rf"pool: runs in float on the CPU: no quantized form of LPPool2d.*{HERE}", caplog.text)
+
+
+class ByHand(nn.Module):
+    """A softmax in float between stubs of the user."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.quant, self.again, self.out, self.dequant = QuantStub(), QuantStub(), DeQuantStub(), DeQuantStub()
+        self.first, self.second = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Any:
+        y = torch.softmax(self.out(self.first(self.quant(x))), 1)
+        return torch.softmax(self.dequant(self.second(self.again(y))), 1)
+
+
+@pytest.mark.parametrize("front_end", ["eager", "fx"])
+def test_float_op_between_stubs_by_hand_is_told_to_have_a_quantized_form(front_end: str) -> None:
+    problems = find_problems(converted(front_end, model=ByHand()), IMAGE)
+
+    assert [p.op for p in problems] == ["softmax_0"]
+    assert "though softmax has a quantized form" in problems[0].reason
+
+
+class ByParameter(nn.Module):
+    """A product with a parameter, which the op quantizes itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.quant, self.dequant, self.conv = QuantStub(), DeQuantStub(), nn.Conv2d(3, 4, 1)
+        self.weight = nn.Parameter(torch.rand(4, 1, 1))
+
+    def forward(self, x: Tensor) -> Any:
+        return self.dequant(self.conv(self.quant(x)) * self.weight)
+
+
+@pytest.mark.parametrize("front_end", ["eager", "fx"])
+def test_parameter_operand_has_the_dtype_of_its_quantizer(front_end: str) -> None:
+    model = converted(front_end, model=ByParameter())
+
+    assert find_problems(model, IMAGE, "bayes") == []
+    product = next(layer for layer in collect_layers(model, IMAGE) if layer.operator == "mul")
+    assert [t.dtype for t in product.inputs] == ["qint8", "qint8"]
+    assert product.inputs[1].num_bytes == 4
