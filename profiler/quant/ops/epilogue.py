@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,3 +59,9 @@ def in_steps(value: Tensor | None, step: Tensor) -> Tensor | None:
 def in_accumulator_steps(other: Any, multiplier: Tensor) -> Tensor:
     """The other operand of a fused add in steps of the accumulator: product in float32, rounded once."""
     return round_half_even(to_plain(other).to(torch.float32) * multiplier)
+
+
+def expands_to(theirs: Sequence[int], shape: Sequence[int]) -> bool:
+    """Whether an operand of the shape `theirs` broadcasts to a product that stays as large; not if that is empty."""
+    pairs = zip(reversed(theirs), reversed(shape), strict=False)
+    return len(theirs) <= len(shape) and 0 not in shape and all(size in (1, ours) for size, ours in pairs)

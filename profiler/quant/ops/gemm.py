@@ -14,16 +14,17 @@ from profiler.quant.blocks import is_plain_eager
 from profiler.quant.fake_quant import FakeQuantize
 from profiler.quant.integer_kernels import Geometry
 from profiler.quant.modules import QuantOp, adopt, make_activation, place_like, quantized_output, require_codes
-from profiler.quant.ops.epilogue import Epilogue, in_accumulator_steps, in_steps
+from profiler.quant.ops.epilogue import Epilogue, expands_to, in_accumulator_steps, in_steps
 from profiler.quant.ops.fold import batch_norm_affine, fold_batch_norm
 from profiler.quant.ops.integer_run import FastPlan, Target, fast_plan, run
 from profiler.quant.qconfig import QConfig
 from profiler.quant.qtensor import QTensor, to_plain
 from profiler.quant.requantize import carrier_dtype, requantize, warn_of_overflow
-from profiler.quant.tracing import not_traced as not_traced
+from profiler.quant.tracing import not_traced
 
 _FQ = TypeVar("_FQ", bound="FakeQuantGemm")
 _BIAS_LIMIT = 2.0**30
+_KEPT_PLANS = 16  # a module that is called at more places with scales of their own makes plans anew
 
 
 class Gemm(QuantOp):
@@ -196,13 +197,29 @@ class _Plan:
 
 @dataclass
 class _Plans:
-    by_scale: dict[tuple[float, float, str], _Plan] = field(default_factory=dict)
+    """The newest plans by scales and dtypes, all made from the tensors that `follow` saw last."""
+
+    by_scale: dict[tuple[Any, ...], _Plan] = field(default_factory=dict)
+    sources: tuple[Tensor | None, ...] = ()
+    states: tuple[tuple[int, int] | None, ...] = ()
+
+    def follow(self, *sources: Tensor | None) -> None:
+        """Forget plans that were made from other tensors, or from these before somebody wrote into them."""
+        states = tuple(None if t is None else (0 if t.is_inference() else t._version, t.data_ptr()) for t in sources)
+        if states != self.states or any(a is not b for a, b in zip(sources, self.sources, strict=True)):
+            self.by_scale, self.sources, self.states = {}, sources, states
+
+    def keep(self, key: tuple[Any, ...], plan: _Plan) -> None:
+        """Add a plan; the oldest goes where there are too many."""
+        self.by_scale[key] = plan
+        while len(self.by_scale) > _KEPT_PLANS:
+            self.by_scale.pop(next(iter(self.by_scale)), None)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Plans:
         return _Plans()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"by_scale": {}}
+    def __reduce__(self) -> Any:
+        return (_Plans, ())
 
 
 class IntegerGemm(Gemm):
@@ -245,14 +262,15 @@ class IntegerGemm(Gemm):
     def _run_fast(self, x: QTensor, plan: FastPlan, other: QTensor | None) -> Tensor | None:
         """The same integers from the 8-bit kernels; codes of images come channels last.
 
-        None where an added operand is larger than the product.
+        None where an added operand does not expand to the product's shape.
         """
-        beside = None if other is None else self.as_image(other.plain)
-        image = self.as_image(x.plain)
-        if beside is not None and beside.shape != (shape := plan.output_shape(image)):
-            if any(theirs > ours for theirs, ours in zip(beside.shape, shape, strict=True)):
+        image, beside = self.as_image(x.plain), None
+        if other is not None:
+            nothing = x.plain.new_empty(()).expand(plan.output_shape(image))
+            shape = self.from_image(nothing, x.plain).shape  # in the op's own rank
+            if not expands_to(other.shape, shape):
                 return None
-            beside = beside.expand(shape)
+            beside = self.as_image(other.plain.expand(shape))
         result = self.from_image(run(plan, image, beside), x.plain)
         return result if self.out_scale is None else QTensor.wrap(result, self.out_scale, self.out_dtype)
 
@@ -270,13 +288,12 @@ class IntegerGemm(Gemm):
 
     def finish(self, acc: Tensor, plan: _Plan, other: Tensor | None) -> Tensor:
         """From the accumulator with its bias (integers of any dtype) to the output: add, activation, requantization."""
-        axis = self.out_axis(acc)
         if plan.other_multiplier is not None:
-            multiplier = along_axis(plan.other_multiplier, acc.dim(), axis)
+            multiplier = along_axis(plan.other_multiplier, acc.dim(), self.out_axis(acc))
             acc = acc + in_accumulator_steps(other, multiplier).to(acc.dtype)
         if self.epilogue.activation:
             acc = acc.clamp_min_(0)
-        return self._output(acc, plan, axis)
+        return self._output(acc, plan, self.out_axis(acc))  # the operand may have brought more axes
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, weight={self.weight_dtype[1:]}{list(self.weight.shape)}, out={self.out_dtype}"
@@ -295,11 +312,13 @@ class IntegerGemm(Gemm):
 
     @not_traced
     def _plan(self, x: QTensor, other: QTensor | None) -> _Plan:
-        key = (float(x.scale), 0.0 if other is None else float(other.scale), str(x.device))
+        self._plans.follow(self.weight, self.bias, self.weight_scale, self.out_scale)
+        of_other = () if other is None else (float(other.scale), other.qdtype)
+        key = (float(x.scale), x.qdtype, *of_other, str(x.device))
         plan = self._plans.by_scale.get(key)
         if plan is None:
             plan = self._make_plan(x, other)
-            self._plans.by_scale[key] = plan
+            self._plans.keep(key, plan)
         return plan
 
     @torch.no_grad()

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from profiler.quant.ops.gemm import not_traced
+from profiler.quant.tracing import not_traced
 
 
 @not_traced

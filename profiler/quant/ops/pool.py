@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from profiler.quant.ops.functional import OutputQuant
-from profiler.quant.ops.gemm import not_traced
 from profiler.quant.ops.geometry import outer_product, positions, product_along, sizes_of
 from profiler.quant.ops.registry import Family, OpSpec, register
 from profiler.quant.qtensor import QTensor
 from profiler.quant.requantize import carrier_dtype, requantize
+from profiler.quant.tracing import not_traced
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from profiler.errors import UnsupportedOpError
 from profiler.quant.affine import quantize
-from profiler.quant.ops.gemm import not_traced
 from profiler.quant.ops.geometry import positions, sizes_of
 from profiler.quant.ops.registry import Family, OpSpec, register
 from profiler.quant.qtensor import QTensor, handles, to_float, user_line
+from profiler.quant.tracing import not_traced
 
 _PADS = ("Zero", "Constant", "Reflection", "Replication", "Circular")
 

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from profiler.errors import UnsupportedOpError
 from profiler.quant.affine import round_half_even
-from profiler.quant.ops.gemm import not_traced
 from profiler.quant.ops.geometry import outer_product, positions, product_along, sizes_of, weights
 from profiler.quant.ops.pool import adaptive_windows, window_sums
 from profiler.quant.ops.registry import Family, OpSpec, register
 from profiler.quant.ops.same_scale import on_the_grid
 from profiler.quant.qtensor import QTensor, handles, to_float, user_line
 from profiler.quant.requantize import FLOAT64_EXACT, carrier_dtype
+from profiler.quant.tracing import not_traced
 
 _NEAREST = ("nearest", "nearest-exact")
 _LINEAR = ("linear", "bilinear", "trilinear")
