@@ -18,8 +18,8 @@ NOT_OPS = frozenset(
     "data_ptr "
     "len bool int float_value index item tolist repr str format hash dir reduce_ex deepcopy set delete iter "
     "element_size itemsize nbytes names register_hook retain_grad backward set_grad_enabled get_device ndimension "
-    "untyped_storage storage output_nr version _version is_same_size is_nonzero is_signed result_type is_tensor "
-    "has_names numpy array contains retains_grad _backward_hooks _base is_shared is_pinned can_cast "
+    "untyped_storage storage output_nr version is_same_size is_nonzero is_signed result_type is_tensor "
+    "has_names numpy array contains retains_grad is_view backward_hooks base is_shared is_pinned can_cast "
     "promote_types is_conj is_neg is_grad_enabled allclose equal manual_seed".split()
 )
 _DUNDER_ALIASES = {
