@@ -79,7 +79,7 @@ def get_default_qconfig(
     weight_qkwargs: dict[str, Any] | None = None,
     purpose: Purpose = "",
 ) -> QConfig:
-    """A qconfig from the names of its parts.
+    """A qconfig from the names of its parts; builds each fake quant once, so that wrong arguments are told here.
 
     Args:
         activation_fake_quant: "fake_quant", "lsq", "pact", or None for an unquantized (high-precision) output.
@@ -91,10 +91,10 @@ def get_default_qconfig(
         purpose: "calib" or "qat" for ready-made ones.
 
     Raises:
-        ConfigError: unknown fake-quant kind or observer.
+        ConfigError: unknown fake-quant kind or observer, or arguments that are missing or cannot be used.
     """
     activation = _factory(
-        activation_fake_quant, {"observer": observer_class(activation_observer), **(activation_qkwargs or {})}
+        "activation", activation_fake_quant, {"observer": observer_class(activation_observer)}, activation_qkwargs
     )
     weight_defaults = {
         "observer": observer_class(weight_observer),
@@ -102,7 +102,7 @@ def get_default_qconfig(
         "ch_axis": 0,
         "qscheme": torch.per_channel_symmetric,
     }
-    weight = _factory(weight_fake_quant, {**weight_defaults, **(weight_qkwargs or {})})
+    weight = _factory("weight", weight_fake_quant, weight_defaults, weight_qkwargs)
     return QConfig(activation=activation, weight=weight, purpose=purpose)
 
 
@@ -218,14 +218,23 @@ def check_qconfig_value(value: Any, where: str) -> QConfig | None:
     raise ConfigError(f"{where}: qconfig is {type(value).__name__}; expected None or a profiler.quant QConfig")
 
 
-def _factory(kind: str | None, kwargs: dict[str, Any]) -> FakeQuantFactory | None:
+def _factory(
+    role: str, kind: str | None, defaults: dict[str, Any], given: dict[str, Any] | None
+) -> FakeQuantFactory | None:
     if kind is None:
         return None
     if kind not in _KINDS:
         raise ConfigError(f"fake quant kind {kind!r} is unknown; use one of {', '.join(_KINDS)}, or None")
-    if isinstance(kwargs.get("observer"), str):
-        kwargs = {**kwargs, "observer": observer_class(kwargs["observer"])}
-    return _KINDS[kind].with_args(**kwargs)
+    kwargs = {**defaults, **(given or {})}
+    if isinstance(kwargs["observer"], str):
+        kwargs["observer"] = observer_class(kwargs["observer"])
+    factory = _KINDS[kind].with_args(**kwargs)
+    try:
+        factory()
+    except (TypeError, ValueError) as error:
+        observer = getattr(kwargs["observer"], "__name__", str(kwargs["observer"]))
+        raise ConfigError(f"{role} fake quant {kind!r} with {observer}: {error}; see {role}_qkwargs") from error
+    return factory
 
 
 default_qat_8bit_fake_quant_qconfig = get_default_qat_qconfig()

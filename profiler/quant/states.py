@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from profiler.errors import PrepareError, StateError
+from profiler.errors import ConfigError, PrepareError, StateError
 from profiler.quant.fake_quant import FakeQuantize
 from profiler.quant.journal import Journal, StateEvent
 from profiler.quant.learned_fake_quant import _LearnableFakeQuantize
@@ -31,9 +31,13 @@ def set_fake_quantize(model: nn.Module, state: FakeQuantState) -> None:
     CALIBRATION also puts the fake-quant modules (only them) into training mode, so that they observe.
 
     Raises:
+        ConfigError: `state` is not a FakeQuantState.
         PrepareError: the model has no fake quants.
         StateError: QAT on a model in eval, or CALIBRATION or VALIDATION on a model in training mode.
     """
+    if not isinstance(state, FakeQuantState):
+        members = ", ".join(f"FakeQuantState.{member.name}" for member in FakeQuantState if member.name[0] != "_")
+        raise ConfigError(f"set_fake_quantize: state is {state!r}; use one of {members}")
     fake_quants = dict(named_fake_quants(model))
     if not fake_quants:
         raise PrepareError("the model has no fake quants; call prepare_qat or prepare_qat_fx first")

@@ -120,3 +120,18 @@ def test_weight_axis_that_cannot_be_requantized_is_an_error() -> None:
     quant.set_march("bayes")
     with pytest.raises(PrepareError, match="ch_axis is 1; expected 0"):
         quant.prepare_qat(model)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"activation_observer": "clip"}, r"activation fake quant .*ClipObserver.*missing.*xmin.*activation_qkwargs"),
+        ({"activation_observer": "fixed_scale"}, r"FixedScaleObserver.*missing.*scale"),
+        ({"weight_observer": "fixed_scale"}, r"weight fake quant .*missing.*scale.*weight_qkwargs"),
+        ({"activation_observer": "percentile", "activation_qkwargs": {"percentile": 200}}, r"200"),
+        ({"activation_qkwargs": {"no_such": 1}}, r"no_such"),
+    ],
+)
+def test_arguments_of_the_observer_are_checked_at_once(arguments: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        get_default_qconfig(**arguments)

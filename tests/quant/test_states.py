@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from profiler.errors import NotCalibratedError, PrepareError, StateError
+from profiler.errors import ConfigError, NotCalibratedError, PrepareError, StateError
 from profiler.quant import FakeQuantState, convert, convert_fx, prepare_qat, prepare_qat_fx, set_fake_quantize
 from profiler.quant import default_calib_8bit_fake_quant_qconfig as calib_qconfig
 from profiler.quant import default_qat_8bit_fake_quant_qconfig as qat_qconfig
@@ -160,3 +160,8 @@ def test_evaluation_in_calibration_state_is_float_accuracy(prepared: nn.Module) 
     model = calibrate(prepared, images())
     set_fake_quantize(model, FakeQuantState.CALIBRATION)
     torch.testing.assert_close(model(images()[0]), make(Residual)(images()[0]), rtol=1e-4, atol=1e-5)
+
+
+def test_state_by_its_name_is_refused_with_the_members(prepared: nn.Module) -> None:
+    with pytest.raises(ConfigError, match=r"'calibration'.*QAT, FakeQuantState\.CALIBRATION, .*VALIDATION$"):
+        set_fake_quantize(prepared, "calibration")  # type: ignore[arg-type]
