@@ -59,12 +59,15 @@ def every_value(x: QTensor) -> Tensor:
     return dequantize(torch.arange(x.info.quant_min, x.info.quant_max + 1, device=x.plain.device), x.scale)
 
 
-def cached(out: OutputQuant, key: Hashable, make: Callable[[], _T]) -> _T:
-    """What `make` gives, computed once per key for this op."""
-    if key not in out.cache:
-        out.cache[key] = make()
-    found: _T = out.cache[key]
-    return found
+def cached(out: OutputQuant, key: Hashable, make: Callable[[], _T], most: int = 32) -> _T:
+    """What `make` gives, computed once per key for this op, which keeps the `most` newest."""
+    if key in out.cache:
+        found: _T = out.cache[key]
+        return found
+    made = out.cache[key] = make()
+    while len(out.cache) > most:
+        out.cache.pop(next(iter(out.cache)), None)
+    return made
 
 
 def key_of(x: QTensor, out: OutputQuant) -> tuple[Any, ...]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from profiler.quant.ops.functional import OutputQuant
 from profiler.quant.ops.geometry import outer_product, positions, product_along, sizes_of
+from profiler.quant.ops.lookup import cached
 from profiler.quant.ops.registry import Family, OpSpec, register
 from profiler.quant.qtensor import QTensor
 from profiler.quant.requantize import carrier_dtype, requantize
@@ -96,13 +97,13 @@ def _averaged(out: OutputQuant, input: QTensor, windows: Sequence[Windows], divi
 @not_traced
 @torch.no_grad()
 def _multiplier(out: OutputQuant, input: QTensor, windows: Sequence[Windows], divisor: int | None) -> Tensor:
-    key = ("average", float(input.scale), str(input.device), tuple(windows), divisor)
-    if key not in out.cache:
+    def make() -> Tensor:
         ratio = input.scale.double() / out.scale.double()
         areas = divisor if divisor is not None else outer_product([window.sizes for window in windows], ratio)
-        out.cache[key] = (ratio / areas).to(torch.float32)
-    multiplier: Tensor = out.cache[key]
-    return multiplier
+        return (ratio / areas).to(torch.float32)
+
+    key = ("average", float(input.scale), float(out.scale), str(input.device), tuple(windows), divisor)
+    return cached(out, key, make, most=8)  # one for each size of the input
 
 
 def _avg_pool(num_spatial: int) -> Callable[..., QTensor]:

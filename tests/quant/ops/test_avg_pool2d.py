@@ -99,3 +99,21 @@ def test_avg_pool2d_fake_quant_gradient_is_that_of_the_mean() -> None:
 
 def test_avg_pool2d_runs_in_both_front_ends_and_onnx_runtime() -> None:
     assert_front_ends_run_it(nn.AvgPool2d(3, 2, 1, ceil_mode=True, count_include_pad=False), (2, 3, 7, 8))
+
+
+def test_avg_pool2d_of_many_sizes_keeps_few_multipliers() -> None:
+    module = nn.AvgPool2d(3, stride=2, padding=1, count_include_pad=False)
+    _, integer = forms_of(module, 0.02)
+    for size in [*range(4, 30), *range(4, 8)]:
+        x_q = codes((1, 2, size, 5), size)
+        fresh = forms_of(module, 0.02)[1]
+        assert torch.equal(integer(quantized(x_q, 0.03)).plain, fresh(quantized(x_q, 0.03)).plain)
+    assert len(integer.__dict__["_cache"]) == 8
+
+
+def test_avg_pool2d_edited_output_scale_is_used_by_the_next_forward() -> None:
+    _, integer = forms_of(nn.AvgPool2d(2), 0.02)
+    x = quantized(codes((1, 2, 6, 6)), 0.03)
+    integer(x)
+    integer.out_scale.mul_(2)
+    assert torch.equal(integer(x).plain, forms_of(nn.AvgPool2d(2), 0.04)[1](x).plain)

@@ -117,3 +117,12 @@ def test_inplace_module_overwrites_its_input() -> None:
         y = form(x)
         assert torch.equal(x.dequantize(), y.dequantize())
         torch.testing.assert_close(x.dequantize(), expected, rtol=0, atol=0.011)
+
+
+def test_tables_of_many_scales_are_bounded_and_exact() -> None:
+    _, integer = forms_of(FunctionOp("exp", None), 0.01)
+    x_q, scales = every_code("qint8"), [0.001 * i for i in range(1, 50)]
+    for scale in [*scales, *scales[:3]]:
+        fresh = forms_of(FunctionOp("exp", None), 0.01)[1]
+        assert torch.equal(integer(quantized(x_q, scale)).plain, fresh(quantized(x_q, scale)).plain)
+    assert len(integer.__dict__["_cache"]) == 32
