@@ -248,7 +248,7 @@ class _ModuleForm(AttentionCore):
         if not isinstance(weights, QTensor):
             return weights.mean(1)
         if weights.holds_codes:
-            return mean_codes(OutputQuant(weights.scale, weights.info), weights, 1)
+            return mean_codes(OutputQuant(weights.scale, self.softmax.out_info), weights, 1)
         mean, fake_quant = weights.plain.mean(1), self.softmax.activation_post_process
         is_rounded = isinstance(fake_quant, FakeQuantize) and fake_quant.is_rounding
         return weights.like(fake_quantize(mean, weights.scale, weights.info) if is_rounded else mean)

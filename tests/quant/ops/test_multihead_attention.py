@@ -16,7 +16,8 @@ from profiler.quant import (
     prepare_qat,
     prepare_qat_fx,
 )
-from profiler.quant.swap import EFFECTS_ATTRIBUTE
+from profiler.quant.requantize import set_requantization
+from profiler.quant.swap import EFFECTS_ATTRIBUTE, keep_requantization
 from tests.quant.onnx_check import assert_equals_onnx
 from tests.quant.ops.composite_cases import (
     as_codes,
@@ -109,6 +110,24 @@ def test_multihead_attention_blocked_keys_get_weight_zero() -> None:
         assert isinstance(weights, QTensor)
         assert not weights.plain[..., CAUSAL].any()
         assert bool(weights.plain[..., ~CAUSAL].any())
+
+
+@pytest.mark.parametrize("ties", ["half_even", "half_up"])
+def test_multihead_attention_mean_over_heads_rounds_as_its_softmax(ties: str) -> None:
+    module = nn.MultiheadAttention(WIDTH, HEADS, batch_first=True)
+    args = tuple(map(quantized_input, operands(module)))
+    integer = calibrated(module, [(args, {})]).to_integer()
+    set_requantization(ties=ties)
+    try:
+        keep_requantization(integer)
+    finally:
+        set_requantization()
+    per_head = integer(*as_codes(args), average_attn_weights=False)[1].plain.double()
+    shown = integer(*as_codes(args))[1].plain
+    mean = per_head.mean(1)
+    expected = torch.floor(mean + 0.5) if ties == "half_up" else torch.round(mean)
+    assert bool((mean % 1 == 0.5).any())
+    assert torch.equal(shown.double(), expected)
 
 
 def test_multihead_attention_trains() -> None:
