@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from profiler.quant.affine import quantize
+from profiler.quant.affine import QInfo, quantize
 from profiler.quant.fake_quant import FakeQuantize
 from profiler.quant.modules import QuantOp, adopt, place_like
 from profiler.quant.ops.registry import Family, OpSpec, register
@@ -50,7 +50,7 @@ class FakeQuantEmbedding(QuantOp, nn.Embedding):
         codes = quantize(self.weight.detach(), fake_quant.tensor_scale, fake_quant.info)
         module.register_buffer("weight", codes)
         module.register_buffer("out_scale", fake_quant.tensor_scale.detach().clone())
-        module.out_dtype = fake_quant.dtype
+        module.out_info, module.out_dtype = fake_quant.info, fake_quant.dtype
         return module
 
     def _get_name(self) -> str:
@@ -61,6 +61,7 @@ class IntegerEmbedding(QuantOp, nn.Embedding):
     """Embedding whose table holds codes."""
 
     out_scale: Tensor
+    out_info: QInfo
     out_dtype: str
 
     def forward(self, input: Tensor) -> Tensor:

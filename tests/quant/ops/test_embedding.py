@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from profiler.errors import NotCalibratedError
 from profiler.quant import (
     DeQuantStub,
     QTensor,
@@ -17,6 +18,8 @@ from profiler.quant import (
     default_qat_8bit_fake_quant_qconfig,
     prepare_qat_fx,
 )
+from profiler.quant.affine import qinfo
+from profiler.quant.deploy.guards import integer_modules, require_converted
 from profiler.quant.ops.embedding import FakeQuantEmbedding, IntegerEmbedding
 from profiler.quant.swap import fake_quant_form
 from tests.quant.integer_reference import INT8, INT16
@@ -149,6 +152,29 @@ def test_embedding_in_front_of_a_stub_converts_in_both_front_ends(front_end: str
     step = float(y.detach().abs().max()) / 127
     assert float((y - y_fq).detach().abs().max()) < 4 * step
     assert float((y_fq - y_q).detach().abs().max()) < 1.01 * step
+
+
+class TableAlone(nn.Module):
+    """Nothing but a table is quantized."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.dequant = nn.Embedding(10, 6), DeQuantStub()
+
+    def forward(self, indices: Tensor) -> Any:
+        return self.dequant(self.embedding(indices))
+
+
+@pytest.mark.parametrize("front_end", FRONT_ENDS)
+def test_embedding_alone_is_a_converted_model_whose_scale_is_checked(front_end: str) -> None:
+    prepare, convert = FRONT_ENDS[front_end]
+    converted: Any = convert(prepare(TableAlone().eval(), [INDICES]))
+    assert converted.embedding.out_info == qinfo("qint8")
+    assert list(integer_modules(converted)) == ["embedding"]
+    assert_equals_onnx(converted, INDICES)
+    converted.embedding.out_scale.zero_()
+    with pytest.raises(NotCalibratedError, match=r"embedding has scale 0\.0"):
+        require_converted(converted, "export")
 
 
 def test_embedding_max_norm_reason_is_told() -> None:
