@@ -53,6 +53,8 @@ MOVES = NOT_OPS | set(
 )
 # High-precision output: the accumulator times its scale.
 HIGH_PRECISION = {("gemm.py", "_output"), ("integer_run.py", "_make_real"), ("integer_run.py", "_place")}
+STUBS = {("stubs.py", "forward")}
+EXEMPTED = ROUNDING | PARAMETERS | HIGH_PRECISION | STUBS
 
 
 class FloatArithmetic(TorchFunctionMode):
@@ -79,16 +81,11 @@ class FloatArithmetic(TorchFunctionMode):
         floats = [v for v in values if v.is_floating_point()]
         if name in MOVES or all(v.dim() == 0 for v in floats):  # moves, and arithmetic on scales
             return
-        places = core_places()
-        if places & (ROUNDING | PARAMETERS) or ("stubs.py", "forward") in places:
-            return
-        if places & HIGH_PRECISION:
+        if core_places() & EXEMPTED:
             return
         if all(is_carried_integer(v) for v in floats):
             self.num_products += 1
             return
-        if ("pool.py", "avg_pool2d_codes") in places or ("pool.py", "adaptive_avg_pool2d_codes") in places:
-            return  # means of ones and of exact sums: divided again before the one rounding; held exact by their tests
         self.violations.append(f"{name} on {[tuple(v.shape) for v in floats]}")
 
 

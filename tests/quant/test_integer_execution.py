@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from profiler import quant
 from profiler.quant import (
     DeQuantStub,
     QTensor,
@@ -31,7 +34,7 @@ from tests.models import (
     images,
     make,
 )
-from tests.quant.float_arithmetic import Watched, weights_of
+from tests.quant.float_arithmetic import EXEMPTED, Watched, weights_of
 from tests.quant.stages import FRONT_ENDS
 
 
@@ -132,6 +135,14 @@ def test_integer_model_weights_are_int8_tensors(cls: type[nn.Module], front_end:
     assert weights
     assert {w.dtype for w in weights.values()} <= {torch.int8}
     assert list(model.parameters()) == []
+
+
+@pytest.mark.parametrize("place", sorted(EXEMPTED), ids=".".join)
+def test_every_place_that_the_watch_exempts_exists(place: tuple[str, str]) -> None:
+    file, function = place
+    sources = [path.read_text() for path in Path(quant.__file__).parent.rglob(file)]  # by name, as the watch sees it
+    nodes = [node for source in sources for node in ast.walk(ast.parse(source))]
+    assert function in {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
 
 
 def test_watch_sees_an_op_that_was_left_in_float() -> None:
