@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from profiler.errors import ConfigError, DataError, ModelError
+from profiler.quant.deploy.check import find_problems
 from profiler.quant.deploy.export import Exported, OpMark, record_model, require_onnx
 from profiler.quant.deploy.guards import parse_opt, require_converted, target_march
 from profiler.quant.deploy.probe import integer_kernels_are_exact
@@ -58,14 +59,15 @@ def compile_model(
         input_layout: "NHWC" where 4-d inputs of the file are channels last; example_inputs are always NCHW.
         output_layout: the same for 4-d outputs.
         opt: optimisation level that ONNX Runtime will use, 0..3 or "O0".."O3".
-        balance_factor: accepted and written into the file; ONNX Runtime has no such setting.
+        balance_factor: 0..100; accepted and written into the file; ONNX Runtime has no such setting.
         progressbar: accepted; the export takes about one forward.
         jobs: accepted; the export runs in one thread.
         debug: keep the source line of each op in the file.
         extra_args: accepted and written into the file.
 
     Returns:
-        0. Whatever goes wrong is an exception.
+        0 if the march can run all of it, else the number of problems (see check_model), each logged as a warning; the
+        file is written all the same. Whatever else goes wrong is an exception.
 
     Raises:
         ModelError: not a converted model.
@@ -78,6 +80,10 @@ def compile_model(
     level = parse_opt(opt)
     target = target_march(march)
     _require_arguments(input_source, input_layout, output_layout)
+    if path.is_dir():
+        raise ConfigError(f"hbm={str(hbm)!r} is a folder; give the path of a file, such as {path / 'model.hbm'}")
+    if isinstance(balance_factor, bool) or not 0 <= balance_factor <= 100:
+        raise ConfigError(f"balance_factor={balance_factor!r}; expected a number in 0..100")
     require_converted(module, "compile_model")
     exported = record_model(module, example_inputs, layouts=(input_layout or "NCHW", output_layout), doc=NOTE)
     _require_source_per_input(input_source, exported.input_names)
@@ -94,7 +100,10 @@ def compile_model(
     }
     _write(path, exported, details, debug)
     _LOG.info("compile_model: %s written, %d nodes", path.name, len(exported.proto.graph.node))
-    return 0
+    problems = find_problems(module, example_inputs, target)
+    for problem in problems:
+        _LOG.warning("compile_model: the file runs in ONNX Runtime, but not on %s: %s", target.value, problem)
+    return len(problems)
 
 
 @dataclass(frozen=True)
@@ -168,7 +177,11 @@ def _metadata_of(data: bytes, path: Any) -> dict[str, Any]:
     try:
         proto = onnx.load_model_from_string(data)
     except Exception as error:
-        raise ConfigError(f"{path}: not an ONNX model ({error}); compile_model did not write it") from error
+        raise ConfigError(
+            f"{path}: neither an archive nor an ONNX model ({error}); compile_model did not write it"
+        ) from error
+    if not proto.HasField("graph"):  # some bytes parse as an empty model
+        raise ConfigError(f"{path}: neither an archive nor an ONNX model; compile_model did not write it")
     for prop in proto.metadata_props:
         if prop.key == _KEY:
             found: dict[str, Any] = json.loads(prop.value)

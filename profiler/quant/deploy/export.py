@@ -15,7 +15,15 @@ from profiler.quant.deploy.follow import OpFollower, RunningOp, following
 from profiler.quant.deploy.fuse import fuse_requantization
 from profiler.quant.deploy.graph import GraphBuilder, Value
 from profiler.quant.deploy.recorder import Recorder
-from profiler.quant.deploy.structure import bind_inputs, describe_output, flat_tensors, input_names, map_tensors, on_cpu
+from profiler.quant.deploy.structure import (
+    bind_inputs,
+    describe_output,
+    explained_inputs,
+    flat_tensors,
+    input_names,
+    map_tensors,
+    on_cpu,
+)
 from profiler.quant.deploy.traced import TracedRun, is_traced_module
 from profiler.quant.ops.functional import tensors_in
 from profiler.quant.qtensor import QTensor, user_line
@@ -86,6 +94,7 @@ def record_model(
 
     Raises:
         UnsupportedOpError: an operator without an ONNX form; the message names op, operator and source line.
+        ConfigError: example inputs that forward does not take.
     """
     require_onnx()
     recording = _Recording(model)
@@ -93,7 +102,8 @@ def record_model(
     if layouts[0] == "NHWC":
         args, kwargs = on_cpu(map_tensors((args, kwargs), lambda t: _permuted(t, (0, 2, 3, 1))))
     inputs = recording.declare_inputs(input_names(model, args, kwargs), flat_tensors(args, kwargs))
-    output = recording.run(args, kwargs, layouts)
+    with explained_inputs(model, example_inputs):
+        output = recording.run(args, kwargs, layouts)
     return recording.finish(inputs, output, mark_ops, doc)
 
 

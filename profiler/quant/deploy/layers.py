@@ -14,7 +14,7 @@ from torch.utils.flop_counter import flop_registry
 
 from profiler.quant.affine import qinfo
 from profiler.quant.deploy.follow import OpFollower, RunningOp, following
-from profiler.quant.deploy.structure import bind_inputs, on_cpu
+from profiler.quant.deploy.structure import bind_inputs, explained_inputs, on_cpu
 from profiler.quant.deploy.traced import TracedRun, is_traced_module
 from profiler.quant.fake_quant import FakeQuantize
 from profiler.quant.naming import canonical_function_name
@@ -169,7 +169,7 @@ def collect_layers(model: nn.Module, example_inputs: Any) -> list[LayerFact]:
     """Every op call of one forward, in order. The model's state and flags stay as they are."""
     args, kwargs = on_cpu(bind_inputs(model, example_inputs))
     collector = _Collector(model)
-    with torch.no_grad():
+    with torch.no_grad(), explained_inputs(model, example_inputs):
         model(*on_cpu(args), **on_cpu(kwargs))  # what the first forward computes once is no cost of an op
     with torch.no_grad(), collector.flops:
         if is_traced_module(model):

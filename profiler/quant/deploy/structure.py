@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from profiler.errors import DataError
+from profiler.errors import ConfigError, DataError
 
 
 def bind_inputs(model: nn.Module, example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -17,12 +18,47 @@ def bind_inputs(model: nn.Module, example_inputs: Any) -> tuple[tuple[Any, ...],
 
     Raises:
         DataError: there is no tensor in it.
+        ConfigError: an input without a default is missing, or there are inputs that forward does not take.
     """
+    args, kwargs = _bound(model, example_inputs)
+    signature = _signature(model)
+    if signature is not None:
+        try:
+            signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise ConfigError(
+                f"example_inputs: {error}; {type(model).__name__}.forward takes {signature}, pass a tuple or a dict of "
+                "its parameters"
+            ) from error
+    return args, kwargs
+
+
+@contextmanager
+def explained_inputs(model: nn.Module, example_inputs: Any) -> Iterator[None]:
+    """Run the model inside: a dict that went in whole, as no key names a parameter, is told if it cannot be read.
+
+    Raises:
+        ConfigError: the forward failed on such a dict.
+    """
+    try:
+        yield
+    except (AttributeError, TypeError) as error:
+        names = _parameters(model)
+        if not isinstance(example_inputs, dict) or names is None or set(example_inputs) <= set(names):
+            raise
+        raise ConfigError(
+            f"example_inputs: the keys {', '.join(map(repr, example_inputs))} are not the parameters of forward "
+            f"({', '.join(names)}), and the model failed on the dict itself: {error}"
+        ) from error
+
+
+def _bound(model: nn.Module, example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if not _tensors(example_inputs):
         raise DataError(f"example_inputs: got {type(example_inputs).__name__} without a tensor; pass forward's inputs")
     if isinstance(example_inputs, dict):
         names = _parameters(model)
-        is_by_name = names is None or all(key in names for key in example_inputs)
+        found = [key in names for key in example_inputs] if names else [True]
+        is_by_name = all(found) or (any(found) and len(names or ()) > 1)  # a lone parameter may take a dict
         return ((), dict(example_inputs)) if is_by_name else ((example_inputs,), {})
     if isinstance(example_inputs, (tuple, list)) and not hasattr(example_inputs, "_fields"):
         return tuple(example_inputs), {}
@@ -30,8 +66,13 @@ def bind_inputs(model: nn.Module, example_inputs: Any) -> tuple[tuple[Any, ...],
 
 
 def _parameters(model: nn.Module) -> list[str] | None:
+    signature = _signature(model)
+    return None if signature is None else [name for name in signature.parameters if name != "self"]
+
+
+def _signature(model: nn.Module) -> inspect.Signature | None:
     try:
-        return [p.name for p in inspect.signature(model.forward).parameters.values() if p.name != "self"]
+        return inspect.signature(model.forward)
     except (TypeError, ValueError):
         return None
 

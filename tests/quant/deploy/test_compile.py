@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import warnings
 import zipfile
 from pathlib import Path
@@ -26,6 +27,7 @@ from profiler.quant import (
     set_fake_quantize,
 )
 from profiler.quant.deploy.compile import compile_model, load_compiled
+from profiler.quant.deploy.structure import bind_inputs
 from tests.quant.deploy.models import BATCHES, IMAGE, Net, converted
 from tests.quant.onnx_check import assert_equals_onnx
 from tests.quant.stages import fx
@@ -213,6 +215,58 @@ def test_another_number_of_sources_than_inputs_is_refused(sources: Any, model: A
         compile_model(model, IMAGE, tmp_path / "net.onnx", input_source=sources)
     assert not (tmp_path / "net.onnx").exists()
     assert compile_model(model, IMAGE, tmp_path / "net.onnx", input_source=("pyramid",)) == 0
+
+
+@pytest.mark.parametrize("factor", [-1, 101, True])
+def test_balance_factor_outside_of_its_range_is_refused(factor: Any, model: Any) -> None:
+    with pytest.raises(ConfigError, match=r"balance_factor.*0\.\.100"):
+        compile_model(model, IMAGE, "net.onnx", balance_factor=factor)
+
+
+def test_folder_in_the_place_of_the_file_is_refused(model: Any, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is a folder"):
+        compile_model(model, IMAGE, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "told"),
+    [
+        ({"zz": IMAGE}, r"'zz' are not the parameters of forward \(image\)"),
+        ({"image": IMAGE, "y": IMAGE}, "'image', 'y' are not the"),
+        ((IMAGE, IMAGE), "too many positional"),
+    ],
+)
+@pytest.mark.parametrize("call", [check_model, lambda model, inputs: compile_model(model, inputs, "net.onnx")])
+def test_inputs_that_forward_does_not_take_are_told(call: Any, inputs: Any, told: str, model: Any) -> None:
+    with pytest.raises(ConfigError, match=told):
+        call(model, inputs)
+
+
+@pytest.mark.parametrize("inputs", [IMAGE, {"image": IMAGE}])
+def test_missing_input_is_named(inputs: Any) -> None:
+    class Two(Net):
+        def forward(self, image: Any, other: Any) -> Any:
+            return super().forward(image + other)
+
+    with pytest.raises(ConfigError, match="missing a required argument: 'other'"):
+        bind_inputs(Two(), inputs)
+
+
+def test_ops_that_the_march_lacks_are_counted_and_logged(model: Any, tmp_path: Path, caplog: Any) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert compile_model(model, IMAGE, tmp_path / "net.onnx", march="bernoulli2") == 1
+
+    assert "not on bernoulli2: fc: bernoulli2 has no linear" in caplog.text
+    assert load_compiled(tmp_path / "net.onnx").metadata["march"] == "bernoulli2"
+
+
+@pytest.mark.parametrize("content", [b"no model", b"", b"\x00" * 64, b"garbage" * 99])
+def test_garbage_is_neither_an_archive_nor_a_model(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "other.hbm"
+    path.write_bytes(content)
+
+    with pytest.raises(ConfigError, match="neither an archive nor an ONNX model"):
+        load_compiled(path)
 
 
 @pytest.mark.parametrize("content", [None, b"no model", "zip"])
