@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from profiler.errors import ConfigError
+from profiler.quant.fake_quant import FakeQuantize
+from profiler.quant.modules import is_leaf
 from profiler.quant.naming import op_name
 from profiler.quant.qtensor import QTensor
 from profiler.quant.states import named_fake_quants
@@ -43,8 +45,19 @@ def set_preserve_qat_mode(
     missing = next((w for w in wanted if w not in used), None)
     if missing is not None:
         name = missing if isinstance(missing, str) else missing.__name__
-        near = difflib.get_close_matches(name, [op_name(p) for p, _ in model.named_modules()], n=3, cutoff=0.0)
+        near = difflib.get_close_matches(name, _op_names(model), n=3, cutoff=0.0)
         raise ConfigError(f"set_preserve_qat_mode: no module matches {name!r}; the nearest names are {', '.join(near)}")
+
+
+def _op_names(model: nn.Module) -> list[str]:
+    """Names of the ops, without what lies inside of them."""
+    names: list[str] = []
+    ops: list[str] = []
+    for path, module in model.named_modules():
+        if is_leaf(module) and not isinstance(module, FakeQuantize) and not path.startswith(tuple(ops)):
+            names.append(op_name(path))
+            ops.append(f"{path}.")
+    return names
 
 
 def _matches(wanted: Any, path: str, module: nn.Module) -> bool:

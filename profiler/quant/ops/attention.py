@@ -21,6 +21,7 @@ from profiler.quant.ops.composite import (
     wide_qconfig,
 )
 from profiler.quant.ops.functional import FunctionOp, OutputQuant
+from profiler.quant.ops.geometry import sizes_of
 from profiler.quant.ops.pool import mean_codes
 from profiler.quant.ops.registry import Family, OpSpec, register
 from profiler.quant.qconfig import QConfig
@@ -164,7 +165,7 @@ class _FunctionForm(AttentionCore, FunctionOp):
         if enable_gqa:
             groups = query.shape[-3] // key.shape[-3]
             key, value = _repeated_heads(key, groups), _repeated_heads(value, groups)
-        factor = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
+        factor = 1.0 / math.sqrt(sizes_of(query)[-1]) if scale is None else scale
         return self.attend(query, key, value, mask, factor, dropout_p)[0]
 
     def _get_name(self) -> str:

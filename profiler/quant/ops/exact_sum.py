@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
+from profiler.quant.ops.geometry import sizes_of
 from profiler.quant.requantize import FLOAT64_EXACT
 
 
@@ -19,9 +22,7 @@ def exact_sum(x: Tensor, dims: tuple[int, ...], largest: float) -> Tensor:
     """
     if not x.dim():
         return x
-    count = 1
-    for dim in dims:
-        count *= x.shape[dim]
-    if count * largest < FLOAT64_EXACT:
+    shape = sizes_of(x)
+    if math.prod(shape[dim] for dim in dims) * largest < FLOAT64_EXACT:
         return x.sum(dims, keepdim=True)
     return x.to(torch.int64).sum(dims, keepdim=True).to(torch.float64)

@@ -12,6 +12,7 @@ from profiler.quant.affine import QInfo, dequantize, quantize
 from profiler.quant.ops.functional import OutputQuant
 from profiler.quant.ops.registry import Family, OpSpec, register
 from profiler.quant.qtensor import QTensor
+from profiler.quant.tracing import not_traced
 
 Elementwise = Callable[..., Any]
 _T = TypeVar("_T")
@@ -60,16 +61,17 @@ def every_value(x: QTensor) -> Tensor:
 
 
 def cached(out: OutputQuant, key: Hashable, make: Callable[[], _T], most: int = 32) -> _T:
-    """What `make` gives, computed once per key for this op, which keeps the `most` newest."""
+    """What `make` gives, computed once per key for this op, which keeps the `most` newest; for `torch.jit.trace` constants."""
     if key in out.cache:
         found: _T = out.cache[key]
         return found
-    made = out.cache[key] = make()
+    made = out.cache[key] = not_traced(make)()
     while len(out.cache) > most:
         out.cache.pop(next(iter(out.cache)), None)
     return made
 
 
+@not_traced
 def key_of(x: QTensor, out: OutputQuant) -> tuple[Any, ...]:
     """What a table depends on besides its function: scales, dtypes and device."""
     return (float(x.scale), x.qdtype, float(out.scale), out.info, str(x.plain.device))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from profiler.quant.affine import quantize, round_half_even
 from profiler.quant.ops.exact_sum import exact_sum
 from profiler.quant.ops.functional import OutputQuant
+from profiler.quant.ops.geometry import sizes_of
 from profiler.quant.ops.lookup import cached, key_of, read_table
 from profiler.quant.ops.registry import Family, OpSpec, register
 from profiler.quant.qtensor import QTensor
@@ -84,7 +85,7 @@ def _share_codes(
 def _distance(x_q: Tensor, dim: int) -> Tensor:
     """Max - x along `dim`: 0..255 or 0..65535, int32."""
     x = x_q.to(torch.int32)
-    if x.dim() == 0 or x.shape[dim] == 0:
+    if x.dim() == 0 or sizes_of(x)[dim] == 0:
         return torch.zeros_like(x)
     return x.amax(dim, keepdim=True) - x
 

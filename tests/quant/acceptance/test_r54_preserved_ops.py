@@ -109,6 +109,16 @@ def test_r54_name_that_matches_nothing_is_an_error_with_the_nearest() -> None:
         set_preserve_qat_mode(Net(), prefixes=("secnd",))
 
 
+def test_r54_nearest_names_are_ops_and_nothing_inside_of_them() -> None:
+    prepared, _ = stages("fx")
+
+    with pytest.raises(ConfigError, match="the nearest names are") as told:
+        set_preserve_qat_mode(prepared, prefixes=("zz",))
+
+    assert "post_process" not in str(told.value)
+    assert "fake_quant" not in str(told.value)
+
+
 def test_r54_converting_twice_is_still_refused() -> None:
     _, converted = stages("fx", lambda m: set_preserve_qat_mode(m, prefixes=("conv",)))
     with pytest.raises(PrepareError, match="converted already"):
