@@ -61,7 +61,7 @@ def every_value(x: QTensor) -> Tensor:
 
 
 def cached(out: OutputQuant, key: Hashable, make: Callable[[], _T], most: int = 32) -> _T:
-    """What `make` gives, computed once per key for this op, which keeps the `most` newest; for `torch.jit.trace` constants."""
+    """What `make` gives, once per key for this op, which keeps the `most` newest; constants for `torch.jit.trace`."""
     if key in out.cache:
         found: _T = out.cache[key]
         return found
