@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -9,7 +10,6 @@ from torch import Tensor, nn
 from profiler.quant.integer_kernels import Geometry
 from profiler.quant.ops.gemm import FakeQuantGemm, FusedGemm, Gemm, IntegerGemm, make_fake_quant
 from profiler.quant.ops.registry import Family, OpSpec, register
-from profiler.quant.qconfig import QConfig
 
 
 class Conv(Gemm):
@@ -99,21 +99,15 @@ class FakeQuantConv1d(Conv, FakeQuantGemm, nn.Conv1d):
     integer_class = IntegerConv1d
 
 
-def _conv2d(module: nn.Module, qconfig: QConfig) -> nn.Module:
-    return make_fake_quant(FakeQuantConv2d, module, qconfig)
-
-
-def _conv1d(module: nn.Module, qconfig: QConfig) -> nn.Module:
-    return make_fake_quant(FakeQuantConv1d, module, qconfig)
-
-
 CONV2D = register(
-    OpSpec("conv", Family.GEMM, modules=(nn.Conv2d, FusedConv2d), fake_quant=_conv2d,
+    OpSpec("conv", Family.GEMM, modules=(nn.Conv2d, FusedConv2d),
+           fake_quant=partial(make_fake_quant, FakeQuantConv2d),
            fused=FusedConv2d, norms=(nn.BatchNorm2d, nn.SyncBatchNorm),
            note="plain, grouped, depthwise; all padding modes; fuses BatchNorm2d, add, ReLU, ReLU6")
 )  # fmt: skip
 CONV1D = register(
-    OpSpec("conv1d", Family.GEMM, modules=(nn.Conv1d, FusedConv1d), fake_quant=_conv1d,
+    OpSpec("conv1d", Family.GEMM, modules=(nn.Conv1d, FusedConv1d),
+           fake_quant=partial(make_fake_quant, FakeQuantConv1d),
            fused=FusedConv1d, norms=(nn.BatchNorm1d, nn.SyncBatchNorm),
            note="as conv; fuses BatchNorm1d")
 )  # fmt: skip

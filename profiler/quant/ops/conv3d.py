@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import nn
 
 from profiler.quant.ops.conv import Conv
 from profiler.quant.ops.gemm import FakeQuantGemm, FusedGemm, IntegerGemm, make_fake_quant
 from profiler.quant.ops.registry import Family, OpSpec, register
-from profiler.quant.qconfig import QConfig
 
 
 class FusedConv3d(Conv, FusedGemm, nn.Conv3d):
@@ -29,12 +30,9 @@ class FakeQuantConv3d(Conv, FakeQuantGemm, nn.Conv3d):
     integer_class = IntegerConv3d
 
 
-def _conv3d(module: nn.Module, qconfig: QConfig) -> nn.Module:
-    return make_fake_quant(FakeQuantConv3d, module, qconfig)
-
-
 CONV3D = register(
-    OpSpec("conv3d", Family.GEMM, modules=(nn.Conv3d, FusedConv3d), fake_quant=_conv3d,
+    OpSpec("conv3d", Family.GEMM, modules=(nn.Conv3d, FusedConv3d),
+           fake_quant=partial(make_fake_quant, FakeQuantConv3d),
            fused=FusedConv3d, norms=(nn.BatchNorm3d, nn.SyncBatchNorm),
            note="as conv; fuses BatchNorm3d")
 )  # fmt: skip

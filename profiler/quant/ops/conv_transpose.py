@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch.nn.functional as F
@@ -10,7 +11,6 @@ from torch import Tensor, nn
 
 from profiler.quant.ops.gemm import FakeQuantGemm, FusedGemm, Gemm, IntegerGemm, make_fake_quant
 from profiler.quant.ops.registry import Family, OpSpec, register
-from profiler.quant.qconfig import QConfig
 
 _FUNCTIONS: dict[int, Callable[..., Tensor]] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
@@ -131,30 +131,21 @@ class FakeQuantConvTranspose3d(_ConvTranspose, FakeQuantGemm, nn.ConvTranspose3d
     integer_class = IntegerConvTranspose3d
 
 
-def _conv_transpose1d(module: nn.Module, qconfig: QConfig) -> nn.Module:
-    return make_fake_quant(FakeQuantConvTranspose1d, module, qconfig)
-
-
-def _conv_transpose2d(module: nn.Module, qconfig: QConfig) -> nn.Module:
-    return make_fake_quant(FakeQuantConvTranspose2d, module, qconfig)
-
-
-def _conv_transpose3d(module: nn.Module, qconfig: QConfig) -> nn.Module:
-    return make_fake_quant(FakeQuantConvTranspose3d, module, qconfig)
-
-
 CONV_TRANSPOSE1D = register(
     OpSpec("conv_transpose1d", Family.GEMM, modules=(nn.ConvTranspose1d, FusedConvTranspose1d),
-           fake_quant=_conv_transpose1d, fused=FusedConvTranspose1d, norms=(nn.BatchNorm1d, nn.SyncBatchNorm),
+           fake_quant=partial(make_fake_quant, FakeQuantConvTranspose1d),
+           fused=FusedConvTranspose1d, norms=(nn.BatchNorm1d, nn.SyncBatchNorm),
            note="weight scales along axis 1, one scale where grouped; output_size; fuses BatchNorm1d")
 )  # fmt: skip
 CONV_TRANSPOSE2D = register(
     OpSpec("conv_transpose2d", Family.GEMM, modules=(nn.ConvTranspose2d, FusedConvTranspose2d),
-           fake_quant=_conv_transpose2d, fused=FusedConvTranspose2d, norms=(nn.BatchNorm2d, nn.SyncBatchNorm),
+           fake_quant=partial(make_fake_quant, FakeQuantConvTranspose2d),
+           fused=FusedConvTranspose2d, norms=(nn.BatchNorm2d, nn.SyncBatchNorm),
            note="as conv_transpose1d; fuses BatchNorm2d, add, ReLU, ReLU6")
 )  # fmt: skip
 CONV_TRANSPOSE3D = register(
     OpSpec("conv_transpose3d", Family.GEMM, modules=(nn.ConvTranspose3d, FusedConvTranspose3d),
-           fake_quant=_conv_transpose3d, fused=FusedConvTranspose3d, norms=(nn.BatchNorm3d, nn.SyncBatchNorm),
+           fake_quant=partial(make_fake_quant, FakeQuantConvTranspose3d),
+           fused=FusedConvTranspose3d, norms=(nn.BatchNorm3d, nn.SyncBatchNorm),
            note="as conv_transpose1d; fuses BatchNorm3d")
 )  # fmt: skip

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from profiler.quant.integer_kernels import Geometry
 from profiler.quant.ops.gemm import FakeQuantGemm, FusedGemm, Gemm, IntegerGemm, make_fake_quant
 from profiler.quant.ops.registry import Family, OpSpec, register
-from profiler.quant.qconfig import QConfig
 
 
 class _Linear(Gemm):
@@ -49,12 +50,9 @@ class FakeQuantLinear(_Linear, FakeQuantGemm, nn.Linear):
     integer_class = IntegerLinear
 
 
-def _linear(module: nn.Module, qconfig: QConfig) -> nn.Module:
-    return make_fake_quant(FakeQuantLinear, module, qconfig)
-
-
 LINEAR = register(
-    OpSpec("linear", Family.GEMM, modules=(nn.Linear, FusedLinear), fake_quant=_linear,
+    OpSpec("linear", Family.GEMM, modules=(nn.Linear, FusedLinear),
+           fake_quant=partial(make_fake_quant, FakeQuantLinear),
            fused=FusedLinear, norms=(nn.BatchNorm1d, nn.SyncBatchNorm),
            note="any leading dimensions; fuses BatchNorm1d, add, ReLU, ReLU6")
 )  # fmt: skip
