@@ -50,7 +50,7 @@ def _chain(root: nn.Module, start: fx.Node, calls: Counter[str]) -> list[fx.Node
     """Nodes of the longest group that begins at a weighted op."""
     cls = fused_class(_module(root, start))
     chain = [start]
-    if cls is None:
+    if cls is None or _stays_float(_module(root, start)):
         return chain
     for kind in ("norm", "add", "activation"):
         skipped, following = _next(root, chain[-1])
@@ -66,6 +66,10 @@ def _chain(root: nn.Module, start: fx.Node, calls: Counter[str]) -> list[fx.Node
         if matches:
             chain += [*skipped, following]
     return chain
+
+
+def _stays_float(module: nn.Module) -> bool:
+    return "qconfig" in module.__dict__ and module.__dict__["qconfig"] is None
 
 
 def _next(root: nn.Module, node: fx.Node) -> tuple[list[fx.Node], fx.Node | None]:

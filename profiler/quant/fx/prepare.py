@@ -9,11 +9,9 @@ import torch
 from torch import fx, nn
 
 from profiler.errors import ConfigError
-from profiler.quant.fx.boundaries import BoundaryPlanner, Plan, use_high_precision_outputs
-from profiler.quant.fx.fallback import narrow_inputs_of_fused_adds
 from profiler.quant.fx.functions import functions_to_modules
 from profiler.quant.fx.fuse import FuseMode, fuse_graph
-from profiler.quant.fx.qconfigs import apply_hybrid_dict, apply_qconfig_dict
+from profiler.quant.fx.planning import QconfigSource, from_dicts, plan_graph
 from profiler.quant.fx.trace import Traced, record_kinds, trace
 from profiler.quant.loading import match_bounds_after_load
 from profiler.quant.march import require_march
@@ -27,8 +25,6 @@ from profiler.quant.swap import (
     QuantEffect,
     convert_modules,
     copy_model,
-    effect_of,
-    fake_quant_form,
     require_float_model,
 )
 from profiler.quant.transformer import use_plain_forwards
@@ -72,6 +68,7 @@ def prepare_qat_fx(
     *,
     example_inputs: Sequence[Any] | None = None,
     high_precision_outputs: bool = False,
+    qconfig_setter: QconfigSource | None = None,
 ) -> fx.GraphModule:
     """Trace, fuse and prepare a model for calibration or QAT.
 
@@ -92,6 +89,7 @@ def prepare_qat_fx(
         example_inputs: positional inputs of one forward; lets the planner tell float from integer tensors, and fixes
             arguments that hold no tensor (None, flags) at these values.
         high_precision_outputs: outputs of weighted ops that only feed DeQuantStubs stay unquantized.
+        qconfig_setter: sets the qconfigs instead of the two dicts.
 
     Raises:
         ConfigError: no march is set, or the qconfig_dict cannot be used.
@@ -105,16 +103,14 @@ def prepare_qat_fx(
     traced = trace(model, example_inputs=None if example_inputs is None else tuple(example_inputs))
     if example_inputs is not None:
         _record_kinds_in_eval(model, traced.graph, tuple(example_inputs))
-    functions_to_modules(model, traced.graph)
-    entries = apply_qconfig_dict(model, qconfig_dict)
-    entries += apply_hybrid_dict(model, hybrid_dict)
-    fuse_graph(model, traced.graph)
-    plan = BoundaryPlanner(model, traced.graph, auto_stubs=auto_stubs).run()
-    if high_precision_outputs:
-        use_high_precision_outputs(model, traced.graph, plan)
-    narrow_inputs_of_fused_adds(model, traced.graph, plan)
-    planned = [effect for effect in plan.effects if effect.op not in traced.untraceable]
-    effects = [*_swap(model, traced.graph, plan), *planned, *entries, *_leaf_effects(traced)]
+    _, effects = plan_graph(
+        model,
+        traced.graph,
+        qconfig_setter or from_dicts(qconfig_dict, hybrid_dict),
+        auto_stubs=auto_stubs,
+        high_precision_outputs=high_precision_outputs,
+    )
+    effects = [*(effect for effect in effects if effect.op not in traced.untraceable), *_leaf_effects(traced)]
     prepared = _graph_module(model, traced)
     for name in (prepare_custom_config_dict or {}).get("preserved_attributes", ()):
         setattr(prepared, name, getattr(model, name))
@@ -143,18 +139,6 @@ def convert_fx(
         graph_module = cast(fx.GraphModule, copy_model(graph_module))
     convert_modules(graph_module, _remove_qconfig)
     return graph_module
-
-
-def _swap(model: nn.Module, graph: fx.Graph, plan: Plan) -> list[QuantEffect]:
-    effects = []
-    for target, qconfig in plan.quantized.items():
-        parent, _, name = target.rpartition(".")
-        old = model.get_submodule(target)
-        new = fake_quant_form(old, qconfig)
-        new.__dict__["qconfig"] = qconfig
-        setattr(model.get_submodule(parent), name, new)
-        effects.append(effect_of(target, new, qconfig))
-    return effects
 
 
 def _leaf_effects(traced: Traced) -> list[QuantEffect]:

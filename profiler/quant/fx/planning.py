@@ -1,0 +1,69 @@
+"""The passes from a graph of ops to a plan: functions to modules, qconfigs, fusion, boundaries, fake-quant forms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import fx, nn
+
+from profiler.quant.fx.boundaries import BoundaryPlanner, Plan, use_high_precision_outputs
+from profiler.quant.fx.fallback import narrow_inputs_of_fused_adds
+from profiler.quant.fx.functions import functions_to_modules
+from profiler.quant.fx.fuse import fuse_graph
+from profiler.quant.fx.qconfigs import apply_hybrid_dict, apply_qconfig_dict
+from profiler.quant.swap import QuantEffect, effect_of, fake_quant_form
+
+# Gives every module of a model, generated ones too, its `qconfig` attribute; the graph shows who reads what.
+QconfigSource = Callable[[nn.Module, fx.Graph], list[QuantEffect]]
+
+
+def from_dicts(qconfig_dict: dict[str, Any] | None, hybrid_dict: dict[str, Any] | None = None) -> QconfigSource:
+    """Qconfigs as `prepare_qat_fx` takes them."""
+
+    def apply(model: nn.Module, graph: fx.Graph) -> list[QuantEffect]:
+        return [*apply_qconfig_dict(model, qconfig_dict), *apply_hybrid_dict(model, hybrid_dict)]
+
+    return apply
+
+
+def plan_graph(
+    model: nn.Module,
+    graph: fx.Graph,
+    qconfigs: QconfigSource,
+    *,
+    auto_stubs: bool,
+    high_precision_outputs: bool = False,
+) -> tuple[Plan, list[QuantEffect]]:
+    """Put the fake-quant forms of a graph's ops into the model, and the stubs between them into model and graph.
+
+    Args:
+        model: owner of the graph's targets; changed in place.
+        graph: nodes with the facts that the tracer and the recorder note; changed in place.
+        qconfigs: sets the qconfig attributes, once functions are modules.
+        auto_stubs: the model's inputs count as values to be quantized.
+        high_precision_outputs: outputs of weighted ops that only feed DeQuantStubs stay unquantized.
+
+    Returns:
+        The plan; and what became of each op and of each entry of the qconfigs.
+    """
+    functions_to_modules(model, graph)
+    entries = qconfigs(model, graph)
+    fuse_graph(model, graph)
+    plan = BoundaryPlanner(model, graph, auto_stubs=auto_stubs).run()
+    if high_precision_outputs:
+        use_high_precision_outputs(model, graph, plan)
+    narrow_inputs_of_fused_adds(model, graph, plan)
+    return plan, [*_swap(model, plan), *plan.effects, *entries]
+
+
+def _swap(model: nn.Module, plan: Plan) -> list[QuantEffect]:
+    effects = []
+    for target, qconfig in plan.quantized.items():
+        parent, _, name = target.rpartition(".")
+        old = model.get_submodule(target)
+        new = fake_quant_form(old, qconfig)
+        new.__dict__["qconfig"] = qconfig
+        setattr(model.get_submodule(parent), name, new)
+        effects.append(effect_of(target, new, qconfig))
+    return effects
