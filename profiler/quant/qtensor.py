@@ -20,6 +20,10 @@ Handler = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 _HANDLERS: dict[str, Handler] = {}
 _MODULE_NAMES: list[Callable[[], str]] = []
 _OWN_FRAMES = ("/torch/", "/profiler/quant/", "/profiler/capture/")
+# Reads that hand numbers to Python or numpy: they get real values, in a converted model too.
+_VALUE_READS = frozenset(
+    "item tolist bool int index complex format is_nonzero numpy array contains allclose equal".split()
+)
 
 
 class QTensor(Tensor):
@@ -94,11 +98,18 @@ class QTensor(Tensor):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Send a torch function on a QTensor to its handler; facts such as `shape` are read from the data."""
+        """Send functions on QTensors to their handlers; facts (`shape`) come from the data, numbers are real."""
         name = canonical_function_name(func)
         handler = _HANDLERS.get(name)
         if handler is not None:
             return handler(func, args, kwargs or {})
+        if name in _VALUE_READS:
+            if name == "index" and args[0].holds_codes:  # torch.tensor([x[0], 1.0]) would read the code
+                raise UnsupportedOpError(
+                    f"a quantized value is used as an index or copied into a list of numbers at {user_line()}; "
+                    "call .item() on it, or use torch.stack"
+                )
+            return func(*to_float(args), **to_float(kwargs or {}))
         if name in NOT_OPS or name == "as_subclass":
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **(kwargs or {}))

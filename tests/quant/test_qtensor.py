@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import copy
+import math
 import threading
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -31,6 +33,39 @@ def test_qtensor_per_channel_scale_acts_along_its_axis() -> None:
     x = QTensor.wrap(torch.ones(2, 3, dtype=torch.int8), torch.tensor([0.1, 0.2, 0.3]), "qint8", 1)
     assert torch.equal(x.dequantize()[0], torch.tensor([0.1, 0.2, 0.3]))
     assert x.q_per_channel_axis() == 1
+
+
+READS = {
+    "item": lambda x: x[1].item(),
+    "tolist": lambda x: x.tolist(),
+    "int": lambda x: int(x[1]),
+    "float": lambda x: float(x[1]),
+    "bool": lambda x: (bool(x[1]), bool(x[3])),
+    "complex": lambda x: complex(x[0]),
+    "sqrt": lambda x: math.sqrt(x[1]),
+    "format": lambda x: f"{x[1]:.3f}",
+    "numpy": lambda x: x.numpy().tolist(),
+    "array": lambda x: np.asarray(x).tolist(),
+    "contains": lambda x: (5.0 in x, 20.0 in x),
+    "allclose": lambda x: torch.allclose(x, torch.tensor([2.5, 5, -20, 0])),
+    "equal": lambda x: torch.equal(x, torch.tensor([2.5, 5, -20, 0])),
+    "unpacked": lambda x: [v.item() for v in x],
+    "length": lambda x: list(range(int(x[1]))),
+}
+
+
+@pytest.mark.parametrize("name", READS)
+def test_qtensor_numbers_that_are_read_are_real_values(name: str) -> None:
+    x_q = torch.tensor([10, 20, -80, 0], dtype=torch.int8)
+    expected = READS[name](x_q * 0.25)
+    for x in (quantized(x_q, 0.25), on_grid(x_q, 0.25)):
+        assert READS[name](x) == expected
+
+
+def test_qtensor_code_as_index_is_refused() -> None:
+    x = quantized(codes((3,)), 0.3)
+    with pytest.raises(UnsupportedOpError, match=r"call .item\(\) on it"):
+        torch.tensor([x[0], x[1]])
 
 
 def test_qtensor_shares_memory_with_its_data() -> None:

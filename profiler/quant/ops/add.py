@@ -40,11 +40,11 @@ def add_relu_codes(out: OutputQuant, input: Any, other: Any) -> QTensor:
     return total.like(total.plain.clamp_min(0))
 
 
-def _add_float(input: Any, other: Any, *, alpha: float = 1.0) -> Any:
+def _add_float(input: Any, other: Any, *, alpha: float = 1) -> Any:
     return torch.add(input, other, alpha=alpha) if isinstance(input, Tensor) else input + alpha * other
 
 
-def _sub_float(input: Any, other: Any, *, alpha: float = 1.0) -> Any:
+def _sub_float(input: Any, other: Any, *, alpha: float = 1) -> Any:
     return torch.sub(input, other, alpha=alpha) if isinstance(input, Tensor) else input - alpha * other
 
 

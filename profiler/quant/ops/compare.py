@@ -29,6 +29,12 @@ def locate(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, An
     return func(*to_plain(args), **to_plain(kwargs))
 
 
+@handles("long", "short", "byte", "char")
+def cast(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Real values without their fraction, as a plain integer tensor."""
+    return func(*to_float(args), **to_float(kwargs))
+
+
 @handles("argsort")
 def argsort(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Positions of the sorted values; equal values keep their order."""
@@ -45,4 +51,8 @@ COMPARE = register(
 ARGMAX = register(
     OpSpec("argmax", Family.INDEX, functions=(*_POSITIONS, "argsort"),
            note="argmax, argmin, argsort, nonzero: of equal values the first")
+)  # fmt: skip
+CAST = register(
+    OpSpec("cast", Family.INDEX, functions=("long", "short", "byte", "char"),
+           note="`x.long()`, `x.to(torch.int64)`: real values without their fraction, plain integers")
 )  # fmt: skip

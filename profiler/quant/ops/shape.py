@@ -19,7 +19,7 @@ _SHAPE = (
     "reshape view flatten unflatten ravel permute transpose movedim moveaxis swapaxes swapdims squeeze unsqueeze "
     "expand expand_as broadcast_to repeat tile repeat_interleave getitem narrow select split split_with_sizes "
     "tensor_split hsplit vsplit dsplit chunk unbind contiguous clone detach flip fliplr flipud rot90 roll "
-    "T mT H mH t adjoint view_as reshape_as diagonal tril triu requires_grad_"
+    "T mT H mH t data adjoint view_as reshape_as diagonal tril triu requires_grad_"
 ).split()
 _POOL = "max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d".split()
 _POOL_INDICES = [f"{name}_with_indices" for name in _POOL]
@@ -108,18 +108,32 @@ def _at_scale_of(target: QTensor, value: Any) -> Tensor:
 
 @handles("to", "type", "float", "half", "double", "cpu", "cuda", "type_as")
 def move(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Moving keeps the scale; a change of dtype has no meaning for a quantized value, so real values come out.
+    """Moving keeps the scale, and so does a change to another float dtype: a code stands for the same real value.
 
-    Values in a prepared model are float already; a converted model's codes keep their integer dtype.
+    Values in a prepared model stay float32, a converted model's codes keep their integer dtype. A cast to integers or
+    bool reads real values and gives a plain tensor.
     """
     source = _source(args, kwargs)
-    if source is None:  # float_mask.type_as(x): what x stands for is float32, also where it holds codes
+    # float_mask.type_as(x): what x stands for is float32, also where it holds codes; float(x) is a number
+    if source is None or func.__name__ == "__float__" or _asks_for_integers(func, args[1:], kwargs):
         return func(*to_float(args), **to_float(kwargs))
     moved = func(*to_plain(args), **to_plain(kwargs))
     if not isinstance(moved, Tensor):  # x.type() without an argument asks for the name of the type
         return moved
     data = moved.to(source.plain.dtype)
     return QTensor.wrap(data, source.scale.to(data.device), source.qdtype, source.ch_axis, source.is_rounded)
+
+
+def _asks_for_integers(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether `x.to(torch.int64)`, `x.type(...)` or `x.to(indices)` asks for no float dtype, or `x.type()` a name."""
+    if func.__name__ == "type" and not args and not kwargs:
+        return True
+    for value in to_float([*args, *kwargs.values()]):
+        named = getattr(torch, value.rpartition(".")[2], None) if isinstance(value, str) else value
+        dtype = getattr(named, "dtype", named)
+        if isinstance(dtype, torch.dtype):
+            return not dtype.is_floating_point
+    return False
 
 
 def _source(args: tuple[Any, ...], kwargs: dict[str, Any]) -> QTensor | None:
