@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from profiler.capture.hooks import OpCall
 from profiler.metrics.distribution import TensorSums
+from profiler.quant.checking.facts import OpFacts as CallFacts
+from profiler.quant.checking.facts import TensorFacts, consumers, describe_observer, spec_of_call, tensor_facts
 from profiler.quant.fake_quant import FakeQuantize
-from profiler.quant.ops.functional import spec_of_op
-from profiler.quant.ops.registry import Family, OpSpec, spec_of_class, spec_of_function
 from profiler.quant.qtensor import QTensor
 from profiler.records import QuantParams
 
@@ -20,43 +20,10 @@ FLOAT_STAGE = "float"
 
 
 @dataclass(frozen=True)
-class TensorFacts:
-    """Shape, dtype and scale of a tensor as it passed."""
+class OpFacts(CallFacts):
+    """One op call, as seen in the first batch that had it, and how its output is quantized."""
 
-    shape: tuple[int, ...]
-    dtype: str
-    scale: tuple[float, ...]
-    ch_axis: int
-
-
-@dataclass(frozen=True)
-class OpFacts:
-    """One op call, as seen in the first batch that had it."""
-
-    name: str
-    op_name: str
-    call: int
-    type_name: str
-    method: str
-    module: nn.Module | None
-    spec: OpSpec | None
-    inputs: tuple[TensorFacts, ...]
-    outputs: tuple[TensorFacts, ...]
-    producers: tuple[str | None, ...]
-    fused_names: tuple[str, ...]
     qparams: QuantParams | None
-    source: str
-    is_pass_through: bool
-
-    @property
-    def is_stub(self) -> bool:
-        """Whether the op is a QuantStub or DeQuantStub."""
-        return self.spec is not None and self.spec.family is Family.STUB
-
-    @property
-    def base_name(self) -> str:
-        """Class name without its path: QuantStub."""
-        return self.type_name.rpartition(".")[2]
 
 
 @dataclass
@@ -97,12 +64,7 @@ class Stage:
 
     def consumers(self) -> dict[str, list[str]]:
         """For each op call the calls that read its output; pass-through ops (Identity) are looked through."""
-        readers: dict[str, list[str]] = {name: [] for name in self.facts}
-        for name, facts in self.facts.items():
-            for producer in facts.producers:
-                if producer in readers and name not in readers[producer]:
-                    readers[producer].append(name)
-        return readers
+        return consumers(self.facts)
 
 
 def in_float(facts: OpFacts) -> OpFacts:
@@ -158,24 +120,6 @@ def op_facts(call: OpCall) -> OpFacts:
     )
 
 
-def spec_of_call(module: nn.Module | None, op_name: str, method: str) -> OpSpec | None:
-    """Operator behind an op call of any stage, or None where it has no quantized form."""
-    if module is None:
-        return spec_of_function(op_name.rpartition(".")[2].rpartition("_")[0])
-    spec = spec_of_op(module, method)
-    # fake-quant and integer forms extend the float class that they stand for, or name it
-    cls = getattr(module, "stands_for", type(module))
-    return spec or next((s for cls in cls.__mro__ if (s := spec_of_class(cls)) is not None), None)
-
-
-def tensor_facts(tensor: Tensor) -> TensorFacts:
-    """Shape, dtype name and scale of a live tensor."""
-    if isinstance(tensor, QTensor):
-        scale = tuple(float(s) for s in tensor.scale.reshape(-1))
-        return TensorFacts(tuple(tensor.shape), tensor.qdtype, scale, tensor.ch_axis)
-    return TensorFacts(tuple(tensor.shape), str(tensor.dtype), (), -1)
-
-
 def quant_params(module: nn.Module | None, outputs: list[Tensor]) -> QuantParams | None:
     """How the first output is quantized, or None where it is not."""
     tensor = next((t for t in outputs if isinstance(t, QTensor)), None)
@@ -192,14 +136,5 @@ def quant_params(module: nn.Module | None, outputs: list[Tensor]) -> QuantParams
         quant_max=info.quant_max,
         is_calibrated=fake_quant is None or fake_quant.is_calibrated,
         is_fixed=fake_quant is not None and fake_quant.activation_post_process.is_fixed,
-        observer="" if fake_quant is None else describe_observer(fake_quant),
+        observer=describe_observer(fake_quant),
     )
-
-
-def describe_observer(fake_quant: FakeQuantize) -> str:
-    """Observer as tables print it: `MinMaxObserver(averaging_constant=0.01)`, `FixedScaleObserver(scale=...)`."""
-    observer = fake_quant.activation_post_process
-    if observer.is_fixed:
-        scale = torch.as_tensor(fake_quant.scale).reshape(-1)
-        return f"{type(observer).__name__}(scale={float(scale[0]):.8g})"
-    return f"{type(observer).__name__}(averaging_constant={observer.averaging_constant})"

@@ -40,12 +40,14 @@ _QCONFIG_HEADERS = {
     "input_dtype": "Input dtype",
     "out_dtype": "out dtype",
     "ch_axis": "ch_axis",
+    "observer": "observer",
 }
 _WEIGHT_QCONFIG_HEADERS = {
     "name": "Module Name",
     "type": "Module Type",
     "weight_dtype": "weight dtype",
     "ch_axis": "ch_axis",
+    "observer": "observer",
 }
 _SUFFIX_NOTE = """\
 Note:

@@ -172,6 +172,7 @@ def test_qconfig_tables_say_what_is_there() -> None:
     assert outputs["first"].ch_axis == "-1"
     assert outputs["quant"].observer == "FixedScaleObserver(scale=0.0078125)"
     assert "averaging_constant=" in outputs["first"].observer
+    assert all("averaging_constant=" in row.observer for row in check.weights)
     weights = {row.name: (row.weight_dtype, row.ch_axis) for row in check.weights}
     assert weights == {"first": ("qint8", 0), "wide": ("qint8", 0), "heavy": ("qint16", 0), "last": ("qint8", 0)}
 

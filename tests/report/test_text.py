@@ -141,10 +141,10 @@ def test_qconfig_text_has_line_and_three_tables(main: Comparison) -> None:
     outputs, weights, messages = parse_grids(content)
 
     assert content.startswith("Out dtype statistics: qint8: 13, activation = None: 1\n")
-    assert outputs[0] == ["Module Name", "Module Type", "Input dtype", "out dtype", "ch_axis"]
+    assert outputs[0] == ["Module Name", "Module Type", "Input dtype", "out dtype", "ch_axis", "observer"]
     assert outputs[1][2] == "['qint8', 'qint8']"
     assert outputs[-1][2] == "qint8"
-    assert weights[0] == ["Module Name", "Module Type", "weight dtype", "ch_axis"]
+    assert weights[0] == ["Module Name", "Module Type", "weight dtype", "ch_axis", "observer"]
     assert messages[0] == ["Module Name", "Module Type", "Msg"]
     assert len(outputs) - 1 == 13 + 1  # adds up to the line above
 
