@@ -36,7 +36,8 @@ class QConfig:
 
     `input` is for the automatic stub that FX puts before the op; None: as `activation`.
     A qconfig is a value and callable: `q()` is `q`. Prepare writes into its own copy what was asked for
-    (`fallback_from`) and why the target got something else (`fallback_reason`).
+    (`fallback_from`) and why the target got something else (`fallback_reason`). With `is_final` prepare does not change
+    the dtype of the output, also where the target lacks it.
 
     Raises:
         ConfigError: an instance was given instead of a factory (`FakeQuantize.with_args(...)`).
@@ -48,6 +49,7 @@ class QConfig:
     purpose: Purpose = ""
     fallback_from: str = ""
     fallback_reason: str = ""
+    is_final: bool = False
 
     def __post_init__(self) -> None:
         for role in ("activation", "weight", "input"):
@@ -191,6 +193,21 @@ def get_qconfig(
 def high_precision_output(qconfig: QConfig) -> QConfig:
     """The same qconfig with an unquantized output."""
     return QConfig(activation=None, weight=qconfig.weight, input=qconfig.input, purpose=qconfig.purpose)
+
+
+def with_dtype(factory: Any, dtype: str) -> Any:
+    """A fake-quant factory for another dtype; a fixed scale changes with it, so that the range stays the same.
+
+    Source:
+        Threshold mode: scale = threshold / (-quant_min).
+    """
+    if not hasattr(factory, "with_args"):
+        return factory
+    given = getattr(factory, "keywords", {})
+    if "scale" not in given:
+        return factory.with_args(dtype=dtype)
+    ratio = qinfo(str(given.get("dtype", qint8))).quant_min / qinfo(dtype).quant_min
+    return factory.with_args(dtype=dtype, scale=given["scale"] * ratio)
 
 
 def propagate_qconfig(module: nn.Module, inherited: QConfig | None = None) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 from profiler.quant.affine import qint8, qint16
 from profiler.quant.consistency import ConsistencyStrategy
 from profiler.quant.march import March, require_march
-from profiler.quant.qconfig import QConfig
+from profiler.quant.qconfig import QConfig, with_dtype
 
 
 def fit_qconfigs_to_target(model: nn.Module) -> None:
@@ -31,7 +31,7 @@ def fit_qconfigs_to_target(model: nn.Module) -> None:
 
 def fit_qconfig(qconfig: QConfig, march: March, level: int) -> QConfig:
     """One qconfig for a march and a consistency level; int16 activations fall back to int8 where there are none."""
-    if qconfig.activation_dtype == qint16 and not march.has_int16_activations:
+    if qconfig.activation_dtype == qint16 and not (march.has_int16_activations or qconfig.is_final):
         qconfig = narrowed(qconfig, f"QC8: {march.value} has no int16 activations")
     for_weights = march is March.BERNOULLI or level >= 2
     return replace(
@@ -50,8 +50,9 @@ def needs_powers_of_two(march: March | None, level: int) -> bool:
 def narrowed(qconfig: QConfig, reason: str) -> QConfig:
     """The same qconfig with int8 activations; it keeps what was asked for and why it is not so."""
     requested = qconfig.fallback_from or qconfig.activation_dtype
-    activation = qconfig.activation.with_args(dtype=qint8)
-    return replace(qconfig, activation=activation, fallback_from=requested, fallback_reason=reason)
+    return replace(
+        qconfig, activation=with_dtype(qconfig.activation, qint8), fallback_from=requested, fallback_reason=reason
+    )
 
 
 def _power_of_two(factory: Any) -> Any:

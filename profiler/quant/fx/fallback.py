@@ -22,12 +22,16 @@ def narrow_inputs_of_fused_adds(root: nn.Module, graph: fx.Graph, plan: Plan) ->
         if not isinstance(module, Gemm) or not module.epilogue.has_add or producer is None:
             continue
         qconfig = plan.quantized.get(producer)
-        if qconfig is not None and qconfig.activation_dtype == qint16:
-            reason = (
-                f"QC4: it feeds {op_name(str(node.target))}, which is fused with an add and has no form with int16 "
-                "input; put an Identity between that op and its add, or ask for int8 here"
-            )
-            plan.quantized[producer] = narrowed(qconfig, reason)
+        if qconfig is not None and qconfig.activation_dtype == qint16 and not qconfig.is_final:
+            plan.quantized[producer] = narrowed(qconfig, fused_add_reason(op_name(str(node.target))))
+
+
+def fused_add_reason(reader: str) -> str:
+    """Why the producer of an op that is fused with an add cannot be int16."""
+    return (
+        f"QC4: it feeds {reader}, which is fused with an add and has no form with int16 input; put an Identity between "
+        "that op and its add, or ask for int8 here"
+    )
 
 
 def _producer(root: nn.Module, source: object) -> str | None:

@@ -35,15 +35,37 @@ def fuse_graph(root: nn.Module, graph: fx.Graph) -> list[tuple[str, ...]]:
     Returns:
         The op names of each fused group.
     """
-    calls = Counter(str(n.target) for n in graph.nodes if n.op == "call_module")
+    calls = _calls(graph)
     groups = []
     for node in list(graph.nodes):
-        if node.op == "call_module" and calls[str(node.target)] == 1 and len(node.args) + len(node.kwargs) == 1:
+        if _may_begin(node, calls):
             chain = _chain(root, node, calls)
             if len(chain) > 1:
                 groups.append(_fuse(root, graph, chain))
     graph.lint()
     return groups
+
+
+def fusion_groups(root: nn.Module, graph: fx.Graph) -> list[tuple[str, list[fx.Node]]]:
+    """What `fuse_graph` will fuse: path where the fused op will be, and the nodes of the group in order."""
+    calls = _calls(graph)
+    groups: list[tuple[str, list[fx.Node]]] = []
+    taken: set[fx.Node] = set()
+    for node in graph.nodes:
+        chain = _chain(root, node, calls) if _may_begin(node, calls) else []
+        if len(chain) > 1 and taken.isdisjoint(chain):
+            add = next((n for n in chain if _operands(_module(root, n), n)), chain[0])
+            groups.append((str(add.target), chain))
+            taken.update(chain)
+    return groups
+
+
+def _calls(graph: fx.Graph) -> Counter[str]:
+    return Counter(str(n.target) for n in graph.nodes if n.op == "call_module")
+
+
+def _may_begin(node: fx.Node, calls: Counter[str]) -> bool:
+    return node.op == "call_module" and calls[str(node.target)] == 1 and len(node.args) + len(node.kwargs) == 1
 
 
 def _chain(root: nn.Module, start: fx.Node, calls: Counter[str]) -> list[fx.Node]:

@@ -93,7 +93,7 @@ def apply_hybrid_dict(model: nn.Module, hybrid_dict: dict[str, Any] | None) -> l
             child.__dict__["qconfig"] = None
             child.__dict__[HYBRID_ATTRIBUTE] = True
     known = [op_name(path) for path, _ in model.named_modules() if path]
-    return [_nothing_matched(_type_name(w), "torch.float32", known) for w in wanted if w not in used]
+    return [nothing_matched(_type_name(w), "torch.float32", known) for w in wanted if w not in used]
 
 
 @dataclass
@@ -146,7 +146,7 @@ def _effect(
 ) -> QuantEffect:
     requested = "None" if qconfig is None else qconfig.activation_dtype
     if label not in entries.matched:
-        return _nothing_matched(name, requested, known)
+        return nothing_matched(name, requested, known)
     governed = ops.get(label, [])
     if not governed:
         reason = "changed nothing: a qconfig attribute or an entry of higher priority governs the ops it matches"
@@ -161,6 +161,7 @@ def _pairs(entries: Any) -> list[tuple[Any, Any]]:
     return [(key, value) for key, value in items if value is not ...]
 
 
-def _nothing_matched(name: str, requested: str, known: list[str]) -> QuantEffect:
+def nothing_matched(name: str, requested: str, known: list[str]) -> QuantEffect:
+    """Effect of an entry whose name is no op's; says the nearest of the known names."""
     near = ", ".join(difflib.get_close_matches(name, known, n=3, cutoff=0.0))
     return QuantEffect(name, requested, "no effect", f"matched nothing; the nearest names are {near}")
