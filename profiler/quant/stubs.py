@@ -51,6 +51,8 @@ class QuantStub(QuantOp):
 class DeQuantStub(QuantOp):
     """Quantized to float, in every stage; a float tensor passes as it is, a nest of tensors tensor by tensor."""
 
+    is_automatic = False  # put in by prepare_qat_fx before ops that run in float, and at outputs
+
     def forward(self, x: Any) -> Any:
         """Real values as a plain tensor."""
         return x.dequantize() if isinstance(x, QTensor) else x if isinstance(x, Tensor) else to_float(x)

@@ -21,6 +21,9 @@ from profiler.quant.swap import QuantEffect
 _WITH_INDICES = frozenset("max min median topk sort cummax cummin kthvalue".split())
 
 
+_SHARED_MEMORY = "it writes into memory that is read through another tensor: runs in float"
+
+
 class Value(Enum):
     """What a node's result is."""
 
@@ -31,10 +34,15 @@ class Value(Enum):
 
 @dataclass
 class Plan:
-    """Which call_module targets become quantized with which qconfig, and what to tell the user."""
+    """Which call_module targets become quantized with which qconfig, and what to tell the user.
+
+    `stubs` and `dequants` are the paths of those that were put in.
+    """
 
     quantized: dict[str, QConfig] = field(default_factory=dict)
     effects: list[QuantEffect] = field(default_factory=list)
+    stubs: set[str] = field(default_factory=set)
+    dequants: set[str] = field(default_factory=set)
 
 
 def spec_of_node(root: nn.Module, node: fx.Node) -> OpSpec | None:
@@ -61,13 +69,15 @@ class BoundaryPlanner:
         self.plan = Plan()
         self._stubs: dict[fx.Node, fx.Node] = {}
         self._dequants: dict[fx.Node, fx.Node] = {}
+        self._names: dict[Any, str] = {}  # of the stub behind each value; several recorded runs share it
         self._default = next((q for m in root.modules() if (q := _qconfig(m)) and q.activation is not None), None)
 
     def run(self) -> Plan:
         """Insert the stubs and say what becomes quantized."""
         for node in list(self.graph.nodes):
             if node.op == "placeholder":
-                self.values[node] = Value.FLOAT if self.auto_stubs else Value.OUTSIDE
+                is_inside = _is_float(node) if node.meta.get("constant") else self.auto_stubs
+                self.values[node] = Value.FLOAT if is_inside else Value.OUTSIDE
             elif node.op == "get_attr":
                 if _is_number_or_integer(self.root, str(node.target)):
                     node.meta["kind"] = "int"
@@ -93,20 +103,21 @@ class BoundaryPlanner:
         kinds = {self.values[n] for n in inputs}
         if spec is not None and spec.family is Family.STUB:
             return self._visit_stub(node, module, qconfig)
-        if spec is not None and spec.family is Family.SCALE_KEEPING:
+        if spec is not None and spec.family is Family.SCALE_KEEPING and not _writes_shared(node):
             return self.values[inputs[0]] if inputs else Value.OUTSIDE
         if spec is not None and spec.family is Family.INDEX:
             node.meta["kind"] = "int"
             return Value.OUTSIDE
         if spec is not None and spec.keeps_scale is not None and spec.keeps_scale(node.args, node.kwargs):
             return next((v for v in (Value.QUANTIZED, Value.FLOAT) if v in kinds), Value.OUTSIDE)
-        if spec is None or qconfig is None or not self._can_run(spec, kinds):
+        if spec is None or qconfig is None or _writes_shared(node) or not self._can_run(spec, kinds):
             return self._leave_in_float(node, module, spec, qconfig, kinds)
         for source in inputs:
             if self.values[source] is not Value.QUANTIZED and _is_float(source):
                 node.replace_input_with(source, self._quantize(source, node, qconfig))
         self.plan.quantized[str(node.target)] = qconfig
-        return Value.FLOAT if qconfig.activation is None else Value.QUANTIZED
+        is_plain = qconfig.activation is None or node.meta.get("shares_memory")
+        return Value.FLOAT if is_plain else Value.QUANTIZED
 
     def _can_run(self, spec: OpSpec, kinds: set[Value]) -> bool:
         if spec.family in (Family.GEMM, Family.COMPOSITE):
@@ -134,9 +145,8 @@ class BoundaryPlanner:
         if touches_region or (spec is not None and spec.family is Family.GEMM):
             name = op_name(str(node.target))
             requested = "None" if qconfig is None else qconfig.activation_dtype
-            self.plan.effects.append(
-                QuantEffect(name, requested, "torch.float32", _float_reason(module, spec, qconfig))
-            )
+            reason = _SHARED_MEMORY if _writes_shared(node) else _float_reason(module, spec, qconfig)
+            self.plan.effects.append(QuantEffect(name, requested, "torch.float32", reason))
         return Value.FLOAT if kinds & {Value.QUANTIZED, Value.FLOAT} else Value.OUTSIDE
 
     def _quantize(self, source: fx.Node, user: fx.Node, qconfig: QConfig) -> fx.Node:
@@ -148,8 +158,12 @@ class BoundaryPlanner:
                 return source
             stub = QuantStub()
             stub.is_automatic = True
-            name = self._free_name(f"{source.name}_activation_post_process")
-            self._replace(name, stub)
+            place = (source.meta.get("path"), source.meta.get("call")) if "record" in source.meta else source
+            name = self._names.get(place) or self._free_name(f"{source.name}_activation_post_process")
+            if place not in self._names:
+                self._names[place] = name
+                self._replace(name, stub)
+            self.plan.stubs.add(name)
             with self.graph.inserting_after(source):
                 self._stubs[source] = self.graph.call_module(name, (source,))
             self._stubs[source].meta["scope"] = ""
@@ -167,7 +181,9 @@ class BoundaryPlanner:
             if source not in self._dequants:
                 reader = f"{node.name}_input" if node.op == "call_module" else source.name
                 name = self._free_name(f"{reader}_dequant")
-                self._replace(name, DeQuantStub())
+                stub = DeQuantStub()
+                stub.is_automatic = True
+                self._replace(name, stub)
                 with self.graph.inserting_after(source):
                     self._dequants[source] = self.graph.call_module(name, (source,))
                 self._dequants[source].meta["scope"] = ""
@@ -245,6 +261,10 @@ def _selects_indices(root: nn.Module, node: fx.Node) -> bool:
     module = root.get_submodule(str(source.target))
     gives_indices = isinstance(module, FunctionOp) and module.function in _WITH_INDICES
     return gives_indices and node.args[1] in (1, -1, "indices")
+
+
+def _writes_shared(node: fx.Node) -> bool:
+    return bool(node.meta.get("shares_memory") and node.meta.get("writes"))
 
 
 def _is_float(node: fx.Node) -> bool:
