@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map
 from profiler.errors import ConfigError, ModelError
 from profiler.quant.calls import CallTracker, FunctionCall
 from profiler.quant.modules import is_leaf
-from profiler.quant.naming import call_name, join, op_name
+from profiler.quant.naming import call_name, op_name
 from profiler.quant.ops.functional import tensors_in
 from profiler.quant.qtensor import QTensor, to_plain, user_line
 
@@ -54,7 +54,7 @@ class _FunctionCheck(CallTracker):
     def call_function(self, call: FunctionCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run it and look."""
         result = call.func(*args, **kwargs)
-        self.report(join(self.names.get(call.module, ""), f"{call.name}_{call.k}"), [args, kwargs], result)
+        self.report(call.op_name(self.names.get(call.module, "")), [args, kwargs], result)
         return result
 
 

@@ -1,4 +1,9 @@
-"""Names of ops: the same in all stages and in both front ends, so that they can join stages."""
+"""Names of ops: the same in all stages and in all front ends, so that they can join stages.
+
+`<fqn>` is a leaf module; `<fqn>.<function>_<k>` the k-th call of a function in one run of a module's forward. Inside a
+named block (`Tracer.dynamic_block`, or code under `wrap`) it is `<fqn>.<block>.<function>_<k>`, and k starts at 0 each
+time the block is entered: however often a loop body runs, a call site has one name.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +13,9 @@ from typing import Any
 
 # Attribute name of an op inside the graph that was made around it alone: the graph stands at the op's own path.
 SELF_NAME = "_op"
-_GENERATED = re.compile(r"^_generated_(?P<function>\w+)_(?P<k>\d+)$")
+_GENERATED = re.compile(r"^_generated_(?:(?P<block>\w+)__)?(?P<function>(?:(?!__)\w)+)_(?P<k>\d+)$")
+_BLOCKS = "__"  # between the names of nested blocks and the function, in an attribute name
+_WRAPPED = "_wrapped_"
 
 # Reads of facts about a tensor, and bookkeeping: they compute no activation and are never ops.
 NOT_OPS = frozenset(
@@ -77,9 +84,9 @@ def join(parent: str, name: str) -> str:
     return f"{parent}.{name}" if parent else name
 
 
-def generated_name(function: str, k: int) -> str:
-    """Attribute name of the module that stands in a function's place."""
-    return f"_generated_{function}_{k}"
+def generated_name(function: str, k: int, block: str = "") -> str:
+    """Attribute name of the module that stands in a function's place; `block` is the named block it is called in."""
+    return f"_generated_{block}{_BLOCKS if block else ''}{function}_{k}"
 
 
 def parse_generated(name: str) -> tuple[str, int] | None:
@@ -88,13 +95,46 @@ def parse_generated(name: str) -> tuple[str, int] | None:
     return (match["function"], int(match["k"])) if match else None
 
 
+def block_of_generated(name: str) -> str:
+    """The named block that a generated module's attribute name holds, or ""."""
+    match = _GENERATED.match(name)
+    return (match["block"] or "") if match else ""
+
+
+def join_blocks(outer: str, inner: str) -> str:
+    """One name for a block inside another one."""
+    return f"{outer}{_BLOCKS}{inner}" if outer else inner
+
+
+def block_name(text: str) -> str:
+    """A text such as a function's name as the name of a block: an identifier without double underscores."""
+    return re.sub(r"_{2,}", "_", re.sub(r"\W", "_", text)).strip("_") or "block"
+
+
+def wrapped_name(name: str) -> str:
+    """Attribute name of the module that stands for wrapped code in a traced graph."""
+    return f"{_WRAPPED}{block_name(name)}"
+
+
 def op_name(fqn: str) -> str:
-    """Op name of a module path: `block._generated_add_0` is the op `block.add_0`, any other path is itself."""
+    """Op name of a module path: `block._generated_add_0` is the op `block.add_0`, most other paths are themselves.
+
+    `block._wrapped_post.conv` is `block.conv`; functions that the wrapped code calls keep its name, as
+    `block.post.add_0`; so do those in a named block: `block._generated_Body__add_0` is `block.Body.add_0`.
+    """
     parent, _, last = fqn.rpartition(".")
     if last == SELF_NAME and parent:
         return parent
-    parsed = parse_generated(last)
-    return join(parent, f"{parsed[0]}_{parsed[1]}") if parsed else fqn
+    match = _GENERATED.match(last)
+    if match is None and _WRAPPED not in fqn:
+        return fqn
+    owners = parent.split(".") if parent else []
+    kept = [p for p in owners[:-1] if not p.startswith(_WRAPPED)]
+    if owners and (match is not None or not owners[-1].startswith(_WRAPPED)):
+        kept.append(owners[-1].removeprefix(_WRAPPED))
+    blocks = match["block"].split(_BLOCKS) if match is not None and match["block"] else []
+    own = last.removeprefix(_WRAPPED) if match is None else f"{match['function']}_{match['k']}"
+    return ".".join([*kept, *blocks, own])
 
 
 def call_name(name: str, call: int) -> str:

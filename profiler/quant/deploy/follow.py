@@ -13,7 +13,7 @@ from torch import nn
 
 from profiler.quant.calls import CallTracker, FunctionCall
 from profiler.quant.modules import is_leaf, type_name
-from profiler.quant.naming import call_name, join, op_name
+from profiler.quant.naming import call_name, op_name
 from profiler.quant.ops.functional import tensors_in
 from profiler.quant.qtensor import user_line
 
@@ -48,13 +48,18 @@ class OpFollower(CallTracker):
         model: any module.
         before: told of each op before it runs.
         after: told of each op and its result (None where it raised).
+        extra_leaves: paths of modules that count as one op.
     """
 
     def __init__(
-        self, model: nn.Module, before: Callable[[RunningOp], None], after: Callable[[RunningOp, Any], None]
+        self,
+        model: nn.Module,
+        before: Callable[[RunningOp], None],
+        after: Callable[[RunningOp, Any], None],
+        extra_leaves: frozenset[str] = frozenset(),
     ) -> None:
         super().__init__()
-        self.model, self.before, self.after = model, before, after
+        self.model, self.before, self.after, self.extra_leaves = model, before, after, extra_leaves
         self.names = {id(m): n for n, m in model.named_modules()}
         self.running: list[RunningOp] = []
         self._calls: Counter[str] = Counter()
@@ -70,7 +75,7 @@ class OpFollower(CallTracker):
         """Run a function that a module's own code calls, as an op."""
         if not tensors_in([args, kwargs]):
             return call.func(*args, **kwargs)
-        name = join(self.names.get(id(call.module), ""), f"{call.name}_{call.k}")
+        name = call.op_name(self.names.get(id(call.module), ""))
         running = self._begin(name, f"torch.{call.name}", None, args, kwargs)
         result = None
         try:
@@ -83,7 +88,7 @@ class OpFollower(CallTracker):
         """Forward pre-hook."""
         fqn = self.names[id(module)]
         is_inside_op = bool(self.frames) and self.frames[-1].is_op
-        is_op = is_leaf(module)
+        is_op = fqn in self.extra_leaves or is_leaf(module)
         self.enter(module, fqn, is_op=is_op)
         if is_op and not is_inside_op:
             self._begin(op_name(fqn), type_name(module), module, args, kwargs)

@@ -13,7 +13,7 @@ from profiler.errors import UnsupportedOpError
 from profiler.quant.calls import CallTracker, FunctionCall
 from profiler.quant.eager.boundaries import FLOAT_RESULTS, float_function, has_boundary, has_float_result
 from profiler.quant.eager.running import FQN_ATTRIBUTE, RUNNING, fqn_of, running_module
-from profiler.quant.naming import generated_name, is_reflected, join, op_name, parse_generated
+from profiler.quant.naming import is_reflected, join, op_name, parse_generated
 from profiler.quant.ops.functional import keeps_scale, make_fake_quant_function, overwrite
 from profiler.quant.ops.registry import Family, spec_of_function
 from profiler.quant.qconfig import QConfig
@@ -39,7 +39,7 @@ class EagerDispatch(CallTracker):
         """Run one function, through its generated module where it makes values that need an own scale."""
         if first_qtensor([args, kwargs]) is None:
             return call.func(*args, **kwargs)
-        module = call.module._modules.get(generated_name(call.name, call.k))
+        module = call.module._modules.get(call.attribute)
         if module is None and _has_own_scale(call.name) and not _keeps_scale(call.name, args, kwargs):
             if _gives_float(call.module) and not _is_prepared(call.module):
                 return call.func(*to_float(args), **to_float(kwargs))
@@ -75,7 +75,7 @@ class EagerDispatch(CallTracker):
                 "a path that was never calibrated); put a DeQuantStub before it, call prepare_qat(hybrid=True), or "
                 "calibrate with data that takes this path"
             )
-        name = generated_name(call.name, call.k)
+        name = call.attribute
         path = join(getattr(parent, FQN_ATTRIBUTE, ""), name)
         module = generate(parent, call.name, name, qconfig, is_float=bool(float_reason))
         # for those who follow the model: its input is written after the call
