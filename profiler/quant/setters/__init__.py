@@ -1,0 +1,1 @@
+"""Qconfigs from templates: which op gets which dtype, with a log of every change."""
