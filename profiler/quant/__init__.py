@@ -74,6 +74,9 @@ from profiler.quant.qconfig import (
 )
 from profiler.quant.qtensor import QTensor
 from profiler.quant.requantize import set_requantization
+from profiler.quant.setters.sensitivity import SensitivityTemplate
+from profiler.quant.setters.setter import QconfigSetter
+from profiler.quant.setters.templates import ConvDtypeTemplate, MatmulDtypeTemplate, ModuleNameTemplate
 from profiler.quant.states import FakeQuantState, set_fake_quantize
 from profiler.quant.stubs import DeQuantStub, QuantStub
 from profiler.quant.switches import FakeCast, GlobalFakeQuantSwitch
@@ -83,6 +86,7 @@ __all__ = [
     "ClipObserver",
     "ClipStdObserver",
     "ConsistencyStrategy",
+    "ConvDtypeTemplate",
     "Cos",
     "DeQuantStub",
     "Div",
@@ -103,8 +107,10 @@ __all__ = [
     "Log",
     "MSEObserver",
     "March",
+    "MatmulDtypeTemplate",
     "MinMaxObserver",
     "MixObserver",
+    "ModuleNameTemplate",
     "MovingAverageMinMaxObserver",
     "MovingAveragePerChannelMinMaxObserver",
     "PACTFakeQuantize",
@@ -113,9 +119,11 @@ __all__ = [
     "QATMode",
     "QConfig",
     "QTensor",
+    "QconfigSetter",
     "QuantStub",
     "Reciprocal",
     "SegmentLUT",
+    "SensitivityTemplate",
     "Sin",
     "Sqrt",
     "_LearnableFakeQuantize",
