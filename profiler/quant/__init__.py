@@ -80,6 +80,7 @@ from profiler.quant.setters.templates import ConvDtypeTemplate, MatmulDtypeTempl
 from profiler.quant.states import FakeQuantState, set_fake_quantize
 from profiler.quant.stubs import DeQuantStub, QuantStub
 from profiler.quant.switches import FakeCast, GlobalFakeQuantSwitch
+from profiler.quant.wrapping import Tracer, wrap
 
 __all__ = [
     "Ceil",
@@ -126,6 +127,7 @@ __all__ = [
     "SensitivityTemplate",
     "Sin",
     "Sqrt",
+    "Tracer",
     "_LearnableFakeQuantize",
     "check_deploy_device",
     "check_model",
@@ -174,4 +176,5 @@ __all__ = [
     "set_requantization",
     "set_state_policy",
     "visualize_model",
+    "wrap",
 ]

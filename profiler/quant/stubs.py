@@ -70,6 +70,8 @@ class FakeQuantStub(QuantStub):
         """
         if isinstance(x, QTensor):
             self._take_scale_of(x)
+            if self.is_automatic and not self.activation_post_process.is_calibrated:  # it only passes values on
+                self.ran_in_float = True
             return x
         if self.is_automatic and not (isinstance(x, Tensor) and x.is_floating_point()):
             self.ran_in_float = True  # its scale is not missed

@@ -16,6 +16,7 @@ from profiler.quant.deploy.guards import integer_modules, require_converted, req
 from profiler.quant.deploy.layers import LayerFact, collect_layers
 from profiler.quant.march import March
 from profiler.quant.march_table import OUTPUT_ONLY, unsupported_reason
+from profiler.quant.wrapping import skipped_texts, skipping
 
 _LOG = logging.getLogger(__name__)
 
@@ -57,7 +58,10 @@ def check_model(
         ModelError: not a converted model.
         StateError: training mode or live observers.
     """
-    problems = find_problems(module, example_inputs, march, check_quanti_param=check_quanti_param, advice=advice)
+    with skipping() as skipped:
+        problems = find_problems(module, example_inputs, march, check_quanti_param=check_quanti_param, advice=advice)
+    for text in skipped_texts(skipped):
+        _LOG.warning("check_model: %s", text)
     for problem in problems:
         _LOG.error("check_model: %s", problem)
     if not problems:

@@ -22,6 +22,7 @@ from profiler.quant.deploy.probe import integer_kernels_are_exact
 from profiler.quant.deploy.session import make_session, run_session
 from profiler.quant.deploy.structure import flat_tensors, rebuild_output
 from profiler.quant.march import March
+from profiler.quant.wrapping import skipped_texts, skipping
 
 _LOG = logging.getLogger(__name__)
 _KEY = "quant_profiler"
@@ -100,7 +101,10 @@ def compile_model(
     }
     _write(path, exported, details, debug)
     _LOG.info("compile_model: %s written, %d nodes", path.name, len(exported.proto.graph.node))
-    problems = find_problems(module, example_inputs, target)
+    with skipping() as skipped:
+        problems = find_problems(module, example_inputs, target)
+    for text in skipped_texts(skipped):
+        _LOG.warning("compile_model: %s", text)
     for problem in problems:
         _LOG.warning("compile_model: the file runs in ONNX Runtime, but not on %s: %s", target.value, problem)
     return len(problems)

@@ -27,6 +27,7 @@ from profiler.quant.deploy.structure import (
 from profiler.quant.deploy.traced import TracedRun, is_traced_module
 from profiler.quant.ops.functional import tensors_in
 from profiler.quant.qtensor import QTensor, user_line
+from profiler.quant.wrapping import skipping, without_skipped
 
 
 @dataclass(frozen=True)
@@ -127,14 +128,14 @@ class _Recording:
         return inputs
 
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any], layouts: tuple[str, str]) -> Any:
-        with torch.no_grad(), self._plain_kernels(), self.recorder:
+        with torch.no_grad(), self._plain_kernels(), self.recorder, skipping():
             if layouts[0] == "NHWC":
                 args, kwargs = map_tensors((args, kwargs), lambda t: _permuted(t, (0, 3, 1, 2)))
             if self.traced is not None:
                 output = self.traced(*args, **kwargs)
             else:
                 with following(self.follower):
-                    output = self.model(*args, **kwargs)
+                    output = without_skipped(self.model(*args, **kwargs))
             return map_tensors(output, lambda t: _permuted(t, (0, 2, 3, 1))) if layouts[1] == "NHWC" else output
 
     @contextmanager

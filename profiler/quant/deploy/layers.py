@@ -21,6 +21,7 @@ from profiler.quant.naming import canonical_function_name
 from profiler.quant.ops.functional import tensors_in
 from profiler.quant.ops.registry import all_specs, spec_of_class, spec_of_function
 from profiler.quant.qtensor import QTensor
+from profiler.quant.wrapping import skipping
 
 FLOAT = "torch.float32"
 _BITS = {"qint4": 4, "qint8": 8, "qint16": 16, "qint32": 32}
@@ -175,7 +176,7 @@ def collect_layers(model: nn.Module, example_inputs: Any) -> list[LayerFact]:
         if is_traced_module(model):
             TracedRun(model, collector.after_node)(*args, **kwargs)
         else:
-            with following(collector.follower):
+            with following(collector.follower), skipping():
                 model(*args, **kwargs)
     return collector.layers
 

@@ -72,16 +72,7 @@ def prepare_qat(
     propagate_qconfig(model)
     fit_qconfigs_to_target(model)
     effects = _swap_leaves(model, mapping or {}, hybrid)
-    for name, module in model.named_modules():
-        if isinstance(module, (FakeQuantize, ObserverBase)):
-            continue
-        setattr(module, FQN_ATTRIBUTE, name)
-        install_hooks(module)
-        if not is_leaf(module):  # only code that calls functions gets generated modules
-            qconfig = module.__dict__.get("qconfig")
-            module.__dict__[FLOAT_RESULTS] = hybrid if qconfig is None else qconfig.activation is None
-            module.__dict__[EFFECTS_ATTRIBUTE] = effects
-            module._register_load_state_dict_pre_hook(create_from_keys, with_module=True)
+    _follow(model, "", effects, hybrid)
     place_fake_quants(model)
     attach_journal(model)
     setattr(model, EFFECTS_ATTRIBUTE, effects)
@@ -89,10 +80,38 @@ def prepare_qat(
     return model
 
 
-def _swap_leaves(model: nn.Module, mapping: dict[Any, Any], hybrid: bool) -> list[QuantEffect]:
+def follow_part(part: nn.Module, path: str, effects: list[QuantEffect]) -> None:
+    """Prepare, in place, a part of a traced model whose Python forward stays; modules in it may be prepared already.
+
+    Args:
+        part: its modules have their qconfigs.
+        path: its path in the model.
+        effects: the effects of its ops are added here, those of functions on the first forward.
+    """
+    effects += _swap_leaves(part, {}, hybrid=False, prefix=path)
+    _follow(part, path, effects, hybrid=False)
+
+
+def _follow(model: nn.Module, path: str, effects: list[QuantEffect], hybrid: bool) -> None:
+    """Let the dispatcher follow a model's code, which calls functions; modules that it follows already stay."""
+    for name, module in model.named_modules():
+        if isinstance(module, (FakeQuantize, ObserverBase)) or (path and FQN_ATTRIBUTE in module.__dict__):
+            continue
+        setattr(module, FQN_ATTRIBUTE, ".".join(filter(None, (path, name))))
+        install_hooks(module)
+        if not is_leaf(module):  # only code that calls functions gets generated modules
+            qconfig = module.__dict__.get("qconfig")
+            module.__dict__[FLOAT_RESULTS] = hybrid if qconfig is None else qconfig.activation is None
+            module.__dict__[EFFECTS_ATTRIBUTE] = effects
+            module._register_load_state_dict_pre_hook(create_from_keys, with_module=True)
+
+
+def _swap_leaves(model: nn.Module, mapping: dict[Any, Any], hybrid: bool, prefix: str = "") -> list[QuantEffect]:
     done: dict[int, tuple[nn.Module, nn.Module]] = {}
     effects = []
-    for parent, attribute, module, path in list(leaves(model)):
+    for parent, attribute, module, path in list(leaves(model, prefix)):
+        if any(isinstance(m, FakeQuantize) for m in module.modules()):  # the graph around this part calls it as well
+            continue
         qconfig = module.__dict__.get("qconfig")
         if id(module) not in done:
             custom = mapping.get(type(module))

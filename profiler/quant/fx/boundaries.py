@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from profiler.quant.fx.qconfigs import HYBRID_ATTRIBUTE
+from profiler.quant.fx.wrapped import is_followed, is_wrapped
 from profiler.quant.modules import class_name
 from profiler.quant.naming import op_name
 from profiler.quant.ops.functional import FunctionOp, spec_of_op
@@ -30,6 +31,10 @@ class Value(Enum):
     QUANTIZED = "quantized"
     FLOAT = "float, inside the quantized region"
     OUTSIDE = "outside the quantized region"
+    EITHER = "what wrapped code gives: quantized or float, known when it runs"
+
+
+_IN_REGION = {Value.QUANTIZED, Value.FLOAT, Value.EITHER}
 
 
 @dataclass
@@ -94,9 +99,11 @@ class BoundaryPlanner:
         return self.plan
 
     def _visit(self, node: fx.Node) -> Value:
-        spec = spec_of_node(self.root, node)
         module = self.root.get_submodule(str(node.target))
         qconfig = _qconfig(module)
+        if is_wrapped(module):
+            return self._visit_wrapped(node, module, qconfig)
+        spec = spec_of_node(self.root, node)
         plain = _plain_arguments(node, spec)
         self._dequantize(plain, node)
         inputs = [n for n in node.all_input_nodes if n in self.values and n not in plain]
@@ -109,7 +116,7 @@ class BoundaryPlanner:
             node.meta["kind"] = "int"
             return Value.OUTSIDE
         if spec is not None and spec.keeps_scale is not None and spec.keeps_scale(node.args, node.kwargs):
-            return next((v for v in (Value.QUANTIZED, Value.FLOAT) if v in kinds), Value.OUTSIDE)
+            return next((v for v in (Value.QUANTIZED, Value.EITHER, Value.FLOAT) if v in kinds), Value.OUTSIDE)
         if spec is None or qconfig is None or _writes_shared(node) or not self._can_run(spec, kinds):
             return self._leave_in_float(node, module, spec, qconfig, kinds)
         for source in inputs:
@@ -121,10 +128,23 @@ class BoundaryPlanner:
 
     def _can_run(self, spec: OpSpec, kinds: set[Value]) -> bool:
         if spec.family in (Family.GEMM, Family.COMPOSITE):
-            return Value.QUANTIZED in kinds or Value.FLOAT in kinds
+            return bool(kinds & _IN_REGION)
         if spec.family is Family.TABLE:  # its indices do not tell the region; before a user's own stub it stays float
             return self.auto_stubs
-        return Value.QUANTIZED in kinds
+        return bool(kinds & {Value.QUANTIZED, Value.EITHER})
+
+    def _visit_wrapped(self, node: fx.Node, module: nn.Module, qconfig: QConfig | None) -> Value:
+        """Quantized values may enter code that calls quantized ops; other code gets and gives real values."""
+        inputs = [n for n in node.all_input_nodes if n in self.values]
+        is_in_region = any(self.values[n] in _IN_REGION for n in inputs)
+        if not is_followed(module) or qconfig is None:
+            self._dequantize_inputs(node)
+            return Value.FLOAT if is_in_region else Value.OUTSIDE
+        for source in inputs:
+            if self.values[source] is Value.FLOAT and _is_float(source):
+                node.replace_input_with(source, self._quantize(source, node, qconfig))
+        ends_region = any(isinstance(m, DeQuantStub) for m in module.modules())
+        return Value.OUTSIDE if ends_region or not is_in_region else Value.EITHER
 
     def _visit_stub(self, node: fx.Node, module: nn.Module, qconfig: QConfig | None) -> Value:
         if type(module).__name__ == "DeQuantStub":
@@ -141,13 +161,13 @@ class BoundaryPlanner:
         self, node: fx.Node, module: nn.Module, spec: OpSpec | None, qconfig: QConfig | None, kinds: set[Value]
     ) -> Value:
         self._dequantize_inputs(node)
-        touches_region = bool(kinds & {Value.QUANTIZED, Value.FLOAT}) and node.meta.get("kind") not in ("int", "other")
+        touches_region = bool(kinds & _IN_REGION) and node.meta.get("kind") not in ("int", "other")
         if touches_region or (spec is not None and spec.family is Family.GEMM):
             name = op_name(str(node.target))
             requested = "None" if qconfig is None else qconfig.activation_dtype
             reason = _SHARED_MEMORY if _writes_shared(node) else _float_reason(module, spec, qconfig)
             self.plan.effects.append(QuantEffect(name, requested, "torch.float32", reason))
-        return Value.FLOAT if kinds & {Value.QUANTIZED, Value.FLOAT} else Value.OUTSIDE
+        return Value.FLOAT if kinds & _IN_REGION else Value.OUTSIDE
 
     def _quantize(self, source: fx.Node, user: fx.Node, qconfig: QConfig) -> fx.Node:
         if source not in self._stubs:
@@ -176,7 +196,7 @@ class BoundaryPlanner:
 
     def _dequantize(self, sources: list[fx.Node], node: fx.Node) -> None:
         for source in sources:
-            if self.values.get(source) is not Value.QUANTIZED:
+            if self.values.get(source) not in (Value.QUANTIZED, Value.EITHER):
                 continue
             if source not in self._dequants:
                 reader = f"{node.name}_input" if node.op == "call_module" else source.name

@@ -37,7 +37,8 @@ def functions_to_modules(root: nn.Module, graph: fx.Graph) -> None:
         if node.op not in ("call_function", "call_method") or not _is_op(root, node):
             continue
         run = (node.meta["run"], node.meta["function"])
-        path = join(node.meta["scope"], generated_name(node.meta["function"], counts[run] + node.meta["skipped"]))
+        k, block = counts[run] + node.meta["skipped"], node.meta.get("block", "")
+        path = join(node.meta["scope"], generated_name(node.meta["function"], k, block))
         counts[run] += 1
         func, args = _in_order(node)
         _add_module(root, path, FunctionOp(node.meta["function"], func))

@@ -10,6 +10,7 @@ from typing import Any
 from torch import fx, nn
 
 from profiler.quant.eager.fuse import activation_name, fused_class, is_norm_of
+from profiler.quant.fx.wrapped import KEPT
 from profiler.quant.modules import Identity
 from profiler.quant.naming import op_name
 from profiler.quant.ops.epilogue import Epilogue
@@ -79,6 +80,8 @@ def _chain(root: nn.Module, start: fx.Node, calls: Counter[str]) -> list[fx.Node
         if following is None or calls[str(following.target)] != 1:
             break
         module = _module(root, following)
+        if KEPT in module.__dict__:
+            break
         inner = [chain[-1], *skipped][-1]
         matches = {
             "norm": is_norm_of(module, cls) and following.args[:1] == (inner,),
@@ -91,7 +94,8 @@ def _chain(root: nn.Module, start: fx.Node, calls: Counter[str]) -> list[fx.Node
 
 
 def _stays_float(module: nn.Module) -> bool:
-    return "qconfig" in module.__dict__ and module.__dict__["qconfig"] is None
+    is_unconfigured = "qconfig" in module.__dict__ and module.__dict__["qconfig"] is None
+    return is_unconfigured or KEPT in module.__dict__
 
 
 def _next(root: nn.Module, node: fx.Node) -> tuple[list[fx.Node], fx.Node | None]:

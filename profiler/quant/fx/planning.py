@@ -12,6 +12,7 @@ from profiler.quant.fx.fallback import narrow_inputs_of_fused_adds
 from profiler.quant.fx.functions import functions_to_modules
 from profiler.quant.fx.fuse import fuse_graph
 from profiler.quant.fx.qconfigs import apply_hybrid_dict, apply_qconfig_dict
+from profiler.quant.fx.wrapped import prepare_wrapped
 from profiler.quant.swap import QuantEffect, effect_of, fake_quant_form
 
 # Gives every module of a model, generated ones too, its `qconfig` attribute; the graph shows who reads what.
@@ -54,7 +55,8 @@ def plan_graph(
     if high_precision_outputs:
         use_high_precision_outputs(model, graph, plan)
     narrow_inputs_of_fused_adds(model, graph, plan)
-    return plan, [*_swap(model, plan), *plan.effects, *entries]
+    effects = [*_swap(model, plan), *plan.effects, *entries]
+    return plan, [*effects, *prepare_wrapped(model, graph)]
 
 
 def _swap(model: nn.Module, plan: Plan) -> list[QuantEffect]:

@@ -117,6 +117,9 @@ def prepare_qat_fx(
     place_fake_quants(prepared)
     attach_journal(prepared)
     setattr(prepared, EFFECTS_ATTRIBUTE, effects)
+    for module in prepared.modules():
+        if EFFECTS_ATTRIBUTE in module.__dict__:  # wrapped code adds what its functions get on the first forward
+            module.__dict__[EFFECTS_ATTRIBUTE] = effects
     setattr(prepared, LEAVES_ATTRIBUTE, tuple(traced.untraceable))
     prepared.register_load_state_dict_post_hook(match_bounds_after_load)  # type: ignore[no-untyped-call]
     return prepared

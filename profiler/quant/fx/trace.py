@@ -16,10 +16,12 @@ from torch.utils._pytree import tree_leaves
 from profiler.errors import PrepareError
 from profiler.quant.fx.arguments import python_arguments
 from profiler.quant.fx.in_place import write_through_view
+from profiler.quant.fx.wrapped import register_wrapped
 from profiler.quant.modules import is_leaf
-from profiler.quant.naming import canonical_function_name
+from profiler.quant.naming import canonical_function_name, join, join_blocks, wrapped_name
 from profiler.quant.ops.functional import tensors_in
 from profiler.quant.qtensor import user_line
+from profiler.quant.wrapping import code_of, is_method, is_wrapped_class
 
 _LOGGER = logging.getLogger(__name__)
 _MAX_RETRIES = 200
@@ -27,11 +29,12 @@ _MAX_RETRIES = 200
 
 @dataclass
 class Scope:
-    """One run of a module's forward while it is traced, and the functions that it called on constants alone."""
+    """One run of a module's forward, or of a named block in it, and the functions that it called on constants alone."""
 
     fqn: str
     number: int
     constant_calls: Counter[str] = field(default_factory=Counter)
+    block: str = ""
 
 
 class QuantTracer(fx.Tracer):
@@ -39,7 +42,8 @@ class QuantTracer(fx.Tracer):
 
     `node.meta["scope"]` is the fqn of that module and `node.meta["run"]` the number of that run of its forward.
     Function and method nodes also carry `node.meta["function"]` (canonical name) and `node.meta["skipped"]`: how often
-    the same run had called it before on constants, which leaves no node but counts in the names of ops.
+    the same run had called it before on constants, which leaves no node but counts in the names of ops. Nodes made in a
+    named block (`Tracer.dynamic_block`) carry it as `node.meta["block"]`; each entry of it counts as a run.
 
     Args:
         extra_leaves: paths of modules that stay leaves.
@@ -51,6 +55,7 @@ class QuantTracer(fx.Tracer):
         self.extra_leaves, self.fixed = extra_leaves, fixed or {}
         self.failed: str | None = None
         self.num_runs = 0
+        self.wrapped: dict[str, tuple[Callable[..., Any], nn.Module | None]] = {}
         self._scopes = [Scope("", 0)]
         self._has_default = False
 
@@ -60,8 +65,8 @@ class QuantTracer(fx.Tracer):
         return self._scopes[-1]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Ops of this core and of torch.nn, and what could not be traced."""
-        return module_qualified_name in self.extra_leaves or is_leaf(m)
+        """Ops of this core and of torch.nn, wrapped classes, and what could not be traced."""
+        return module_qualified_name in self.extra_leaves or is_leaf(m) or is_wrapped_class(m)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Trace a module; remember the innermost one that fails."""
@@ -79,6 +84,26 @@ class QuantTracer(fx.Tracer):
         finally:
             self._scopes.pop()
 
+    def call_wrapped(self, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A call of code under `wrap`: one node, whose module stands in that whose method, or code, it is."""
+        owner = args[0] if is_method(run, args) else None
+        scope = self.innermost.fqn if owner is None else self.path_of_module(owner)
+        path = join(scope, wrapped_name(code_of(run).name))
+        self.wrapped[path] = (run, owner)
+        return self.create_proxy("call_module", path, args if owner is None else args[1:], kwargs)
+
+    def enter_block(self, name: str) -> Scope:
+        """A named block of the code begins."""
+        self.num_runs += 1
+        outer = self.innermost
+        self._scopes.append(Scope(outer.fqn, self.num_runs, block=join_blocks(outer.block, name)))
+        return self.innermost
+
+    def leave_block(self, scope: Scope) -> None:
+        """It ended, well or by an error."""
+        while scope in self._scopes:
+            self._scopes.pop()
+
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **named: Any) -> Any:
         """A proxy; a fixed argument keeps its placeholder in the signature, but the code gets its value."""
         if kind == "placeholder":
@@ -91,7 +116,7 @@ class QuantTracer(fx.Tracer):
         """Create a node with its scope and function name."""
         node = super().create_node(kind, target, *args, **kwargs)
         node.meta["scope"], node.meta["run"] = self.innermost.fqn, self.innermost.number
-        node.meta["source"] = user_line()
+        node.meta["source"], node.meta["block"] = user_line(), self.innermost.block
         if kind in ("call_function", "call_method"):
             # a property such as x.T is a function of its own name
             name = canonical_function_name(str(node.args[1]) if target is getattr else target)
@@ -105,6 +130,7 @@ class _ConstantCalls(TorchFunctionMode):
     def __init__(self, tracer: QuantTracer) -> None:
         super().__init__()
         self.tracer = tracer
+        self.enter_block, self.leave_block = tracer.enter_block, tracer.leave_block
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -138,7 +164,9 @@ def trace(model: nn.Module, leaves: set[str] | None = None, example_inputs: tupl
         tracer = QuantTracer({*(leaves or ()), *untraceable}, fixed)
         try:
             with _ConstantCalls(tracer):
-                return Traced(_traced_graph(tracer, model), untraceable)
+                graph = _traced_graph(tracer, model)
+            register_wrapped(model, tracer.wrapped)
+            return Traced(graph, untraceable)
         except Exception as error:
             reason = _describe(error)
             if not tracer.failed or tracer.failed in untraceable:
