@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import onnx
@@ -9,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from profiler.quant import QTensor
+from profiler.quant.deploy.batch import BatchInputs, free_batch
 from profiler.quant.deploy.export import Exported, OpMark, record_model
 from profiler.quant.deploy.session import make_session, run_session
 from profiler.quant.deploy.structure import bind_inputs, flat_tensors, on_cpu
@@ -49,6 +52,32 @@ def assert_equals_onnx(
     for name, expected in zip(exported.output_names, exported.outputs, strict=True):
         _assert_output(name, expected, actual[name], float_relative)
     return exported
+
+
+def assert_free_batch(model: nn.Module, *inputs: Any, sizes: Sequence[int] = (1, 2, 3, 6)) -> Exported:
+    """The file with a free batch size gives every integer of the model at several sizes, with rows of other contents.
+
+    Args:
+        model: converted model in eval.
+        inputs: what its forward takes.
+        sizes: batch sizes to run.
+    """
+    record = partial(record_model, model, mark_ops=True)
+    batch = BatchInputs.of(model, inputs, None)
+    freed = free_batch(record(inputs), batch, record, 2)
+    onnx.checker.check_model(freed.proto, full_check=True)
+    session = make_session(freed.proto, 2)
+    values = {mark.name: mark.value for mark in freed.marks if mark.value}
+    for size in sizes:
+        expected = record(batch.at(size, is_varied=True))
+        wanted = {values[m.name]: m for m in expected.marks if m.value and not m.tensor.is_floating_point()}
+        names = [*wanted, *freed.output_names]
+        actual = dict(zip(names, run_session(session, freed.input_names, expected.inputs, names), strict=True))
+        for name, mark in wanted.items():
+            _assert_codes(mark, actual[name], 0.9999)
+        for name, output in zip(freed.output_names, expected.outputs, strict=True):
+            _assert_output(name, output, actual[name], FLOAT_RELATIVE)
+    return freed
 
 
 @torch.no_grad()

@@ -6,18 +6,21 @@ import json
 import logging
 import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from profiler.errors import ConfigError, DataError, ModelError
+from profiler.errors import ConfigError, DataError, ModelError, UnsupportedOpError
+from profiler.quant.deploy.batch import BATCH, BatchInputs, free_batch
 from profiler.quant.deploy.check import find_problems
 from profiler.quant.deploy.export import Exported, OpMark, record_model, require_onnx
 from profiler.quant.deploy.guards import parse_opt, require_converted, target_march
+from profiler.quant.deploy.path import path_note
 from profiler.quant.deploy.probe import integer_kernels_are_exact
 from profiler.quant.deploy.session import make_session, run_session
 from profiler.quant.deploy.structure import flat_tensors, rebuild_output
@@ -46,12 +49,17 @@ def compile_model(
     jobs: int = 16,
     debug: bool = True,
     extra_args: Sequence[str] | None = None,
+    dynamic_batch: bool | str | Sequence[str] = "auto",
 ) -> int:
     """Write the integer model as ONNX with integer operators, for ONNX Runtime.
 
+    The file holds the run with the example inputs: sizes are those of the example, but for the batch where it can be
+    free, and where the model's Python code decides by the contents of a tensor (`if x.sum() > 0:`), the path that the
+    example takes; a warning then names the line, and the op where another input parts from it.
+
     Args:
         module: converted model in eval, or `torch.jit.trace` of one.
-        example_inputs: a tensor, a tuple or list of inputs, or a dict by parameter name; any device. Shapes are static.
+        example_inputs: a tensor, a tuple or list of inputs, or a dict by parameter name; any device.
         hbm: path; ending in `.onnx` a bare file, else a zip archive with `model.onnx`, `scales.json`, `ops.json` and
             `versions.json`.
         march: target; the one that is set by default. Written into the file.
@@ -65,6 +73,10 @@ def compile_model(
         jobs: accepted; the export runs in one thread.
         debug: keep the source line of each op in the file.
         extra_args: accepted and written into the file.
+        dynamic_batch: "auto": the size of axis 0 is free where recordings at several sizes prove that only sizes depend
+            on it and the file gives equal results at each, else a log line says why it is not; True: an error if it
+            cannot be; False: static. Names of inputs: these have a batch axis; otherwise the first input, and those
+            that are as long.
 
     Returns:
         0 if the march can run all of it, else the number of problems (see check_model), each logged as a warning; the
@@ -73,7 +85,8 @@ def compile_model(
     Raises:
         ModelError: not a converted model.
         StateError: training mode, or live observers.
-        UnsupportedOpError: an operator without an ONNX form, named with its source line.
+        UnsupportedOpError: an operator without an ONNX form, named with its source line; a number read from a tensor is
+            part of the graph; or dynamic_batch was asked for and cannot be.
         ConfigError: an argument that cannot be used, or the packages of the extra `deploy` are missing.
     """
     require_onnx()
@@ -81,15 +94,21 @@ def compile_model(
     level = parse_opt(opt)
     target = target_march(march)
     _require_arguments(input_source, input_layout, output_layout)
+    _require_batch_argument(dynamic_batch)
     if path.is_dir():
         raise ConfigError(f"hbm={str(hbm)!r} is a folder; give the path of a file, such as {path / 'model.hbm'}")
     if isinstance(balance_factor, bool) or not 0 <= balance_factor <= 100:
         raise ConfigError(f"balance_factor={balance_factor!r}; expected a number in 0..100")
     require_converted(module, "compile_model")
-    exported = record_model(module, example_inputs, layouts=(input_layout or "NCHW", output_layout), doc=NOTE)
+    record = partial(record_model, module, layouts=(input_layout or "NCHW", output_layout), doc=NOTE)
+    exported = record(example_inputs)
     _require_source_per_input(input_source, exported.input_names)
     if not _has_integers(exported.proto):
         raise ModelError("compile_model: nothing in this traced module computes on integers; trace a converted model")
+    note = path_note(module, example_inputs, exported, record)
+    if note:
+        _LOG.warning("compile_model: %s", note)
+    exported, reason = _with_free_batch(module, example_inputs, exported, record, level, dynamic_batch)
     details = {
         "march": target.value,
         "name": name or path.stem,
@@ -98,6 +117,8 @@ def compile_model(
         "balance_factor": balance_factor,
         "extra_args": list(extra_args or ()),
         "layouts": [input_layout or "NCHW", output_layout],
+        "path": note,
+        "fixed_batch": reason,
     }
     _write(path, exported, details, debug)
     _LOG.info("compile_model: %s written, %d nodes", path.name, len(exported.proto.graph.node))
@@ -108,6 +129,30 @@ def compile_model(
     for problem in problems:
         _LOG.warning("compile_model: the file runs in ONNX Runtime, but not on %s: %s", target.value, problem)
     return len(problems)
+
+
+def _with_free_batch(
+    module: nn.Module,
+    example_inputs: Any,
+    static: Exported,
+    record: Callable[[Any], Exported],
+    level: int,
+    dynamic_batch: bool | str | Sequence[str],
+) -> tuple[Exported, str]:
+    """The model with a free batch size, or as it is and the reason."""
+    if dynamic_batch is False:
+        return static, "dynamic_batch=False"
+    wanted = None if dynamic_batch is True or isinstance(dynamic_batch, str) else list(dynamic_batch)
+    try:
+        return free_batch(static, BatchInputs.of(module, example_inputs, wanted), record, level), ""
+    except UnsupportedOpError as error:
+        if dynamic_batch != "auto":
+            raise UnsupportedOpError(
+                f"dynamic_batch={dynamic_batch!r}: {error}; change that op, or pass dynamic_batch=False for a file "
+                "of one batch size"
+            ) from error
+        _LOG.info("compile_model: the batch size stays that of the example inputs: %s", error)
+        return static, str(error)
 
 
 @dataclass(frozen=True)
@@ -129,7 +174,9 @@ class CompiledModel:
         return found
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run on torch tensors or numpy arrays of the example inputs' shapes; tensors come back (arrays for arrays).
+        """Run on torch tensors or numpy arrays of the example inputs' shapes, the batch size apart where it is free.
+
+        Tensors come back, arrays for arrays.
 
         Raises:
             DataError: another number of inputs, or other shapes or dtypes.
@@ -145,11 +192,30 @@ class CompiledModel:
     def _require_shapes(self, tensors: list[Tensor]) -> None:
         wanted = self.metadata["input_shapes"]
         got = [[str(t.dtype)[6:], *t.shape] for t in tensors]
-        if got != wanted:
+        if not _fits(wanted, got):
             raise DataError(
-                f"the compiled model takes inputs {wanted} (dtype and shape), got {got}; shapes are fixed by the "
-                "example inputs of compile_model: compile again for other ones"
+                f"the compiled model takes inputs {wanted} (dtype and shape), got {got}; {self._shape_rule()}"
             )
+
+    def _shape_rule(self) -> str:
+        """Why the shapes are as they are, and what to do for others."""
+        others = "the other sizes are fixed by the example inputs of compile_model: compile again for other ones"
+        if any(BATCH in shape for shape in self.metadata["input_shapes"]):
+            return f"{BATCH} may be any number, the same wherever it stands; {others}"
+        reason = self.metadata["fixed_batch"]
+        return (
+            "shapes are fixed by the example inputs of compile_model: compile again for other ones. The batch size is "
+            f"fixed: {reason}; compile_model(..., dynamic_batch=True) frees it where it can be"
+        )
+
+
+def _fits(wanted: list[list[Any]], got: list[list[Any]]) -> bool:
+    """Whether dtypes and shapes are those wanted, with one batch size for all."""
+    if [len(shape) for shape in wanted] != [len(shape) for shape in got]:
+        return False
+    pairs = [(w, g) for one, other in zip(wanted, got, strict=True) for w, g in zip(one, other, strict=True)]
+    sizes = {size for want, size in pairs if want == BATCH}
+    return len(sizes) <= 1 and all(want in (BATCH, size) for want, size in pairs)
 
 
 def load_compiled(path: str | Path) -> CompiledModel:
@@ -199,7 +265,8 @@ def _write(path: Path, exported: Exported, details: dict[str, Any], debug: bool)
     scales = {mark.name: _scale_of(mark) for mark in exported.marks if mark.scale is not None}
     ops = [_op_of(mark, debug) for mark in exported.marks]
     inputs = [
-        [_dtype_name(i), *[d.dim_value for d in i.type.tensor_type.shape.dim]] for i in exported.proto.graph.input
+        [_dtype_name(i), *[d.dim_param or d.dim_value for d in i.type.tensor_type.shape.dim]]
+        for i in exported.proto.graph.input
     ]
     metadata = {
         **details,
@@ -271,6 +338,12 @@ def _require_arguments(input_source: Any, input_layout: Any, output_layout: Any)
     for name, layout in (("input_layout", input_layout), ("output_layout", output_layout)):
         if layout not in _LAYOUTS:
             raise ConfigError(f"{name}={layout!r}; expected 'NCHW' or 'NHWC'")
+
+
+def _require_batch_argument(dynamic_batch: Any) -> None:
+    is_names = isinstance(dynamic_batch, (list, tuple)) and all(isinstance(name, str) for name in dynamic_batch)
+    if not isinstance(dynamic_batch, bool) and dynamic_batch != "auto" and not (is_names and dynamic_batch):
+        raise ConfigError(f"dynamic_batch={dynamic_batch!r}; expected True, False, 'auto' or a list of input names")
 
 
 def _sources_of(input_source: Any) -> list[Any]:

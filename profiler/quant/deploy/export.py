@@ -66,6 +66,8 @@ class Exported:
         output_spec: JSON form of the output's structure.
         outputs: what torch gave for them.
         marks: every op's results; they are graph outputs as well if `mark_ops` was asked for.
+        inputs: copies of the tensors that went into the graph, in the order of their names.
+        reads: op and line of every Python value that the run read from a tensor: the path may hold for this input only.
     """
 
     proto: Any
@@ -74,6 +76,8 @@ class Exported:
     output_spec: Any
     outputs: list[Tensor]
     marks: list[OpMark]
+    inputs: list[Tensor]
+    reads: list[str]
 
 
 def record_model(
@@ -84,7 +88,7 @@ def record_model(
     layouts: tuple[str, str] = ("NCHW", "NCHW"),
     doc: str = "",
 ) -> Exported:
-    """Run a model once and write down what it computes.
+    """Run a model once and write down what it computes: the path that it takes for these inputs.
 
     Args:
         model: any module in eval; its state and flags stay as they are.
@@ -102,10 +106,12 @@ def record_model(
     args, kwargs = on_cpu(bind_inputs(model, example_inputs))
     if layouts[0] == "NHWC":
         args, kwargs = on_cpu(map_tensors((args, kwargs), lambda t: _permuted(t, (0, 2, 3, 1))))
-    inputs = recording.declare_inputs(input_names(model, args, kwargs), flat_tensors(args, kwargs))
+    tensors = flat_tensors(args, kwargs)
+    given = [tensor.clone() for tensor in tensors]  # the model may write to its inputs
+    inputs = recording.declare_inputs(input_names(model, args, kwargs), tensors)
     with explained_inputs(model, example_inputs):
         output = recording.run(args, kwargs, layouts)
-    return recording.finish(inputs, output, mark_ops, doc)
+    return replace(recording.finish(inputs, output, mark_ops, doc), inputs=given)
 
 
 class _Recording:
@@ -169,7 +175,8 @@ class _Recording:
         fuse_requantization(self.builder, needed, scales)
         self.builder.drop_unused(needed)
         proto = self.builder.model(inputs, outputs, doc)
-        return Exported(proto, [v.name for v in inputs], names, spec, tensors, self.marks)
+        reads = list(dict.fromkeys(self.recorder.reads))
+        return Exported(proto, [v.name for v in inputs], names, spec, tensors, self.marks, [], reads)
 
     def _scope(self) -> str:
         return self.follower.scope if self.traced is None else self.traced.scope

@@ -155,6 +155,10 @@ class GraphBuilder:
         """Contents of all initializers by name."""
         return dict(self._initializers.values())
 
+    def initializers(self) -> list[Any]:
+        """All constants that nodes use, as `onnx.TensorProto`."""
+        return [_initializer(name, tensor) for name, tensor in self._initializers.values()]
+
     def drop_unused(self, outputs: set[str]) -> None:
         """Remove nodes and initializers that no output needs."""
         needed, kept = set(outputs), []
@@ -180,7 +184,7 @@ class GraphBuilder:
             "model",
             [_info(value) for value in inputs],
             [_info(value) for value in outputs],
-            [_initializer(name, tensor) for name, tensor in self._initializers.values()],
+            self.initializers(),
         )
         opsets = [helper.make_opsetid("", OPSET)]
         return helper.make_model(

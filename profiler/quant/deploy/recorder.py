@@ -23,7 +23,7 @@ _SHAPE_ONLY = frozenset(
     "zeros_like ones_like full_like empty_like new_zeros new_ones new_full new_empty new_empty_strided "
     "sym_size sym_stride".split()
 )
-_NO_PYTHON_VALUES = frozenset({"_local_scalar_dense.default", "is_nonzero.default", "equal.default"})
+_PYTHON_VALUES = frozenset({"_local_scalar_dense.default", "is_nonzero.default", "equal.default"})
 
 
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -33,6 +33,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         builder: the graph that grows.
         scope: says which op is running; it begins the names of the nodes.
         source: says which line of the user's code is running.
+
+    Attributes:
+        reads: op and line of every Python value that was read from a traced tensor (`if x.sum() > 0:`, `x.item()`).
     """
 
     def __init__(
@@ -41,6 +44,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.builder, self.scope, self.source = builder, scope, source
         self.values = TensorValues(builder)
+        self.reads: list[str] = []
         self._paused = 0
 
     @contextmanager
@@ -73,11 +77,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _record(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         name = str(func).removeprefix("aten.")
         packet = name.partition(".")[0]
-        if name in _NO_PYTHON_VALUES:
-            raise UnsupportedOpError(
-                "a Python value is read from a tensor that depends on the model's inputs (item(), float(x), if x:); "
-                "the graph would hold for this input only: write it with tensor operations"
-            )
+        if name in _PYTHON_VALUES:
+            self.reads.append(f"{self.scope() or 'the model'}, {self.source()}")
+            return func(*args, **kwargs)
         if packet in _SHAPE_ONLY or (_is_view(func) and self.values.is_formless(args[0])):
             return func(*args, **kwargs)
         if packet in ("copy_", "zero_", "fill_"):

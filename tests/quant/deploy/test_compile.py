@@ -119,8 +119,43 @@ def test_layouts_are_those_of_the_file(model: Any, tmp_path: Path) -> None:
 def test_other_shape_is_refused_with_what_to_do(model: Any, tmp_path: Path) -> None:
     compile_model(model, IMAGE, tmp_path / "net.onnx")
 
-    with pytest.raises(DataError, match="compile again"):
+    with pytest.raises(DataError, match=r"'N', 3, 12, 12.*N may be any number.*compile again"):
+        load_compiled(tmp_path / "net.onnx")(IMAGE[..., 1:])
+
+
+def test_other_batch_size_of_a_static_file_is_refused_with_the_reason(model: Any, tmp_path: Path) -> None:
+    compile_model(model, IMAGE, tmp_path / "net.onnx", dynamic_batch=False)
+
+    with pytest.raises(DataError, match=r"2, 3, 12, 12.*compile again.*dynamic_batch=False.*dynamic_batch=True"):
         load_compiled(tmp_path / "net.onnx")(IMAGE[:1])
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("front_end", ["eager", "fx"])
+def test_free_batch_runs_at_every_size(front_end: str, layout: str, tmp_path: Path) -> None:
+    model = converted(front_end)
+    images = torch.cat([IMAGE, IMAGE.flip(-1), IMAGE[:1] * 0.3])
+
+    assert compile_model(model, IMAGE[:1], tmp_path / "net.hbm", dynamic_batch=True, input_layout=layout) == 0
+    run = load_compiled(tmp_path / "net.hbm")
+
+    for size in range(1, 6):
+        image = images[:size]
+        actual = run(image if layout == "NCHW" else image.permute(0, 2, 3, 1))
+        for name, expected in model(image).items():
+            assert actual[name].shape == expected.shape
+            torch.testing.assert_close(actual[name], expected, rtol=0, atol=1e-6 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("wrong", ["yes", 1, [], ["image", 1], None])
+def test_wrong_dynamic_batch_is_refused(wrong: Any, model: Any, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="True, False, 'auto' or a list"):
+        compile_model(model, IMAGE, tmp_path / "net.onnx", dynamic_batch=wrong)
+
+
+def test_unknown_name_in_dynamic_batch_is_refused(model: Any, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="the inputs are image"):
+        compile_model(model, IMAGE, tmp_path / "net.onnx", dynamic_batch=["picture"])
 
 
 def test_traced_model_without_warning_and_bit_for_bit_a8(model: Any, tmp_path: Path) -> None:

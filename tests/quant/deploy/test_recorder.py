@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -137,12 +138,15 @@ def test_result_that_no_input_reaches_is_a_constant() -> None:
     assert_same_in_onnx(lambda x: (x + 1, torch.arange(3)), X)
 
 
-def test_python_value_from_a_tensor_raises_with_the_line() -> None:
+def test_python_values_from_tensors_are_named_with_their_lines() -> None:
     def branch(x: Tensor) -> Tensor:
         return x * 2 if x.sum() > 0 else x
 
-    with pytest.raises(UnsupportedOpError, match=r"test_recorder.py:\d+ .*x.sum\(\) > 0.*Python value"):
-        record_model(Function(branch), X)
+    exported = record_model(Function(branch), X.abs())
+
+    assert len(exported.reads) == 1
+    assert re.search(r"test_recorder.py:\d+ .*x.sum\(\) > 0", exported.reads[0])
+    assert [node.op_type for node in exported.proto.graph.node].count("Mul") == 1  # the path of this input
 
 
 def test_operator_without_onnx_form_names_module_operator_and_line() -> None:
