@@ -15,7 +15,7 @@ from profiler.capture.overwriting import may_overwrite
 from profiler.capture.source import calling_line
 from profiler.quant.calls import CallTracker, FunctionCall
 from profiler.quant.modules import Identity, is_leaf, type_name
-from profiler.quant.naming import call_name, join, op_name
+from profiler.quant.naming import call_name, op_name
 from profiler.quant.ops.functional import tensors_in
 
 _PRODUCER = "_profiler_producer"
@@ -111,7 +111,7 @@ class Recorder(CallTracker):
         inputs = tensors_in([args, kwargs])
         if not inputs:
             return call.func(*args, **kwargs)
-        name = join(self.names.get(id(call.module), ""), f"{call.name}_{call.k}")
+        name = call.op_name(self.names.get(id(call.module), ""))
         pending = self._begin(name, inputs, call.func, args, kwargs)
         result = call.func(*args, **kwargs)
         self._end(pending, None, f"torch.{call.name}", "", result)

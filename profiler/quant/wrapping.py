@@ -76,7 +76,7 @@ class SkippedCall:
     def _refuse(self, *_: Any, **__: Any) -> Any:
         raise UnsupportedOpError(
             f"{self.name} is wrapped with skip_compile=True, so the file ends in front of it (called at "
-            f"{self.source}), but the model goes on with its result at {user_line()}; return it as it is, or use wrap() "
+            f"{self.source}), but the model goes on with its result at {user_line()}; return it as it is, or use wrap "
             "without skip_compile"
         )
 
