@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from profiler.capture.overwriting import may_overwrite
 from profiler.capture.source import calling_line
 from profiler.quant.calls import CallTracker, FunctionCall
 from profiler.quant.modules import Identity, is_leaf, type_name
 from profiler.quant.naming import call_name, op_name
 from profiler.quant.ops.functional import tensors_in
+from profiler.quant.overwriting import may_overwrite
 
 _PRODUCER = "_profiler_producer"
 

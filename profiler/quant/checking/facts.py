@@ -80,8 +80,10 @@ class OpFacts:
     @property
     def observer(self) -> str:
         """What the observer column says of the op's output."""
-        caster = cast_of(self.module)
-        return describe_observer(self.output_fake_quant) if caster is None else describe_cast(caster)
+        cast = cast_of(self.module)
+        if self.output_fake_quant is None and cast is not None:
+            return describe_cast(cast)
+        return describe_observer(self.output_fake_quant)
 
 
 def spec_of_call(module: nn.Module | None, op_name: str, method: str) -> OpSpec | None:

@@ -113,6 +113,8 @@ def _messages(facts: OpFacts) -> Iterator[str]:
     dtype = _output_dtype(facts)
     if dtype == "None":
         yield _NO_OUTPUT
+    if _is_float(facts) and _is_weighted(facts) and _has_no_qconfig(facts.module):
+        yield "qconfig is None: runs in float"
     if facts.outputs[0].scale and facts.output_fake_quant is not None:
         yield from _fixed(facts.output_fake_quant)
     yield from _wide_weights(facts.module)
@@ -124,12 +126,13 @@ def _messages(facts: OpFacts) -> Iterator[str]:
 def _difference(facts: OpFacts, effect: QuantEffect | None) -> Iterator[str]:
     """Where an op that got quantized values gives another dtype than was asked for."""
     actual = facts.outputs[0].dtype
-    keeps = facts.spec is not None and facts.spec.family in (Family.SCALE_KEEPING, Family.STUB, Family.INDEX)
+    spec = facts.spec
+    keeps = spec is not None and (spec.family in (Family.SCALE_KEEPING, Family.INDEX) or spec.name == "dequant_stub")
     if effect is None or keeps or facts.call > 0 or not effect.requested.startswith("qint"):
         return
     has_quantized = any(t.dtype.startswith("qint") for t in facts.inputs)
     is_other = actual.startswith("qint") or (has_quantized and actual.startswith("torch.float"))
-    if is_other and actual != effect.requested and facts.outputs[0].dtype != effect.requested:
+    if is_other and actual != effect.requested:
         yield _differs(actual, effect)
 
 
@@ -160,6 +163,10 @@ def _output_dtype(facts: OpFacts) -> str:
 
 def _is_float(facts: OpFacts) -> bool:
     return facts.outputs[0].dtype.startswith("torch.float")
+
+
+def _is_weighted(facts: OpFacts) -> bool:
+    return facts.spec is not None and facts.spec.family is Family.GEMM
 
 
 def _has_high_precision(facts: OpFacts) -> bool:

@@ -13,14 +13,20 @@ from torch import Tensor, nn
 from profiler.errors import ConfigError, DataError
 
 
-def bind_inputs(model: nn.Module, example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def bind_inputs(
+    model: nn.Module, example_inputs: Any, keyword_inputs: dict[str, Any] | None = None
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Positional and keyword arguments of `model.forward`: a tensor, a tuple or list of inputs, a dict by name.
+
+    With `keyword_inputs` these go in by name; `example_inputs` may be None then.
 
     Raises:
         DataError: there is no tensor in it.
         ConfigError: an input without a default is missing, or there are inputs that forward does not take.
     """
-    args, kwargs = _bound(model, example_inputs)
+    is_by_name = bool(keyword_inputs) and not _tensors(example_inputs)
+    args, kwargs = (tuple(example_inputs or ()), {}) if is_by_name else _bound(model, example_inputs)
+    kwargs = {**kwargs, **(keyword_inputs or {})}
     signature = _signature(model)
     if signature is not None:
         try:
