@@ -12,6 +12,7 @@ from profiler.errors import UnsupportedOpError
 from profiler.quant.fake_quant import FakeQuantize
 from profiler.quant.qconfig import QConfig
 from profiler.quant.qtensor import QTensor, in_module, to_plain
+from profiler.quant.switches import FakeCast
 
 _M = TypeVar("_M", bound=nn.Module)
 _CONTAINERS = (
@@ -33,7 +34,7 @@ def is_leaf(module: nn.Module) -> bool:
 
     A scripted module is opaque, so it is one op too.
     """
-    if isinstance(module, (QuantOp, Identity)):
+    if isinstance(module, (QuantOp, Identity, FakeCast)):
         return True
     if isinstance(module, _CONTAINERS) or type(module) is nn.Module:
         return False
