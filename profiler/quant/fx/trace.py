@@ -18,7 +18,7 @@ from profiler.quant.fx.arguments import python_arguments
 from profiler.quant.fx.in_place import write_through_view
 from profiler.quant.fx.wrapped import register_wrapped
 from profiler.quant.modules import is_leaf
-from profiler.quant.naming import canonical_function_name, join, join_blocks, wrapped_name
+from profiler.quant.naming import canonical_function_name, join, join_blocks, op_name, wrapped_name
 from profiler.quant.ops.functional import tensors_in
 from profiler.quant.qtensor import user_line
 from profiler.quant.wrapping import code_of, is_method, is_wrapped_class
@@ -89,7 +89,8 @@ class QuantTracer(fx.Tracer):
         owner = args[0] if is_method(run, args) else None
         scope = self.innermost.fqn if owner is None else self.path_of_module(owner)
         path = join(scope, wrapped_name(code_of(run).name))
-        self.wrapped[path] = (run, owner)
+        if self.wrapped.setdefault(path, (run, owner))[0] is not run:
+            raise PrepareError(f"{op_name(path)}: two wrapped functions have this name; give them different ones")
         return self.create_proxy("call_module", path, args if owner is None else args[1:], kwargs)
 
     def enter_block(self, name: str) -> Scope:

@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import fx, nn
 
-from profiler.errors import PrepareError
 from profiler.quant.eager.prepare import follow_part
 from profiler.quant.naming import op_name
 from profiler.quant.ops.registry import Family, spec_of_module
@@ -71,17 +70,10 @@ class Wrapped(nn.Module):
 
 
 def register_wrapped(model: nn.Module, calls: dict[str, tuple[Callable[..., Any], nn.Module | None]]) -> None:
-    """Put a `Wrapped` at each path where tracing met wrapped code.
-
-    Raises:
-        PrepareError: two functions of one name are called by the code of one module.
-    """
+    """Put a `Wrapped` at each path where tracing met wrapped code."""
     for path, (run, owner) in calls.items():
         parent, _, name = path.rpartition(".")
-        known = model.get_submodule(parent)._modules.get(name)
-        if isinstance(known, Wrapped) and known.run is not run:
-            raise PrepareError(f"{op_name(path)}: two wrapped functions have this name; give them different ones")
-        if known is None:
+        if name not in model.get_submodule(parent)._modules:
             model.get_submodule(parent).add_module(name, Wrapped(run, owner))
             for module in model.get_submodule(path).modules():
                 module.__dict__[KEPT] = True
