@@ -22,6 +22,7 @@ from profiler.quant.states import join_state, named_fake_quants
 from profiler.quant.swap import EFFECTS_ATTRIBUTE, QuantEffect, effect_of
 
 name_modules_with(running_module)
+DISPATCH_ATTRIBUTE = "quant_dispatch"  # of the root of a model that another front end made
 
 
 class EagerDispatch(CallTracker):
@@ -46,7 +47,7 @@ class EagerDispatch(CallTracker):
             module = self._create(call, "")
         if module is None:
             return self._run_without_scale(call, args, kwargs)
-        return _run_generated(module, call, args, kwargs)
+        return run_generated(module, call, args, kwargs)
 
     def _run_without_scale(self, call: FunctionCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A function that keeps the scale or gives no quantized values; what cannot be done on codes runs in float."""
@@ -56,12 +57,12 @@ class EagerDispatch(CallTracker):
             if _gives_float(call.module):
                 return call.func(*to_float(args), **to_float(kwargs))
             if not _is_prepared(call.module):
-                result = None if _is_in_place(call) else call.func(*to_float(args), **to_float(kwargs))
+                result = None if is_in_place(call) else call.func(*to_float(args), **to_float(kwargs))
                 if result is None or has_float_result(result):
                     raise
                 return result  # booleans or integers, which need no scale
             reason = str(error) if has_handler(call.name) else f"no quantized form of {call.name}"
-        return _run_generated(
+        return run_generated(
             self._create(call, f"{reason}: runs in float between automatic boundaries"), call, args, kwargs
         )
 
@@ -79,7 +80,7 @@ class EagerDispatch(CallTracker):
         path = join(getattr(parent, FQN_ATTRIBUTE, ""), name)
         module = generate(parent, call.name, name, qconfig, is_float=bool(float_reason))
         # for those who follow the model: its input is written after the call
-        module.__dict__["overwrites_input"] = _is_in_place(call)
+        module.__dict__["overwrites_input"] = is_in_place(call)
         for inner, fake_quant in named_fake_quants(module):
             join_state(fake_quant, root, join(path, inner), module)
         effect = effect_of(path, module, qconfig)
@@ -134,7 +135,8 @@ def _enter(module: nn.Module, args: Any) -> None:
         _drop(tracker)
         tracker = None
     if tracker is None:
-        tracker = RUNNING.tracker = EagerDispatch(sys._getframe(1))
+        dispatch: type[EagerDispatch] = module.__dict__.get(DISPATCH_ATTRIBUTE, EagerDispatch)
+        tracker = RUNNING.tracker = dispatch(sys._getframe(1))
         tracker.__enter__()  # type: ignore[no-untyped-call]
     tracker.enter(module)
 
@@ -187,7 +189,8 @@ def _gives_float(module: nn.Module) -> bool:
     return bool(module.__dict__.get(FLOAT_RESULTS))
 
 
-def _run_generated(module: Any, call: FunctionCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def run_generated(module: Any, call: FunctionCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run a function through the module that stands in its place."""
     if has_boundary(module):
         module.func = set_items if call.name == "setitem" else call.func
     elif is_reflected(call.func) and len(args) > 1:
@@ -212,7 +215,7 @@ def _write_back(call: FunctionCall, args: tuple[Any, ...], result: Any) -> None:
     name = getattr(call.func, "__name__", "")
     is_method = (name.endswith("_") and not name.startswith("__")) or call.name == "setitem"
     target = args[0] if args else None
-    if not isinstance(target, QTensor) or not _is_in_place(call):
+    if not isinstance(target, QTensor) or not is_in_place(call):
         return
     if not overwrite(target, result) and is_method:
         raise UnsupportedOpError(
@@ -221,6 +224,7 @@ def _write_back(call: FunctionCall, args: tuple[Any, ...], result: Any) -> None:
         )
 
 
-def _is_in_place(call: FunctionCall) -> bool:
+def is_in_place(call: FunctionCall) -> bool:
+    """Whether a function overwrites its first argument: `x += y`, `x.add_(y)`, `x[i] = y`."""
     name = getattr(call.func, "__name__", "")
     return name == "__setitem__" or name.startswith("__i") or (name.endswith("_") and not name.startswith("__"))

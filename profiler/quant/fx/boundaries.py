@@ -13,7 +13,7 @@ from profiler.quant.fx.wrapped import is_followed, is_wrapped
 from profiler.quant.modules import class_name
 from profiler.quant.naming import op_name
 from profiler.quant.ops.functional import FunctionOp, spec_of_op
-from profiler.quant.ops.registry import Family, OpSpec, refusal_of
+from profiler.quant.ops.registry import Family, OpSpec, get_spec, refusal_of, spec_of_module
 from profiler.quant.qconfig import QConfig, high_precision_output
 from profiler.quant.stubs import DeQuantStub, QuantStub
 from profiler.quant.swap import QuantEffect
@@ -303,3 +303,14 @@ def _float_reason(module: nn.Module, spec: OpSpec | None, qconfig: QConfig | Non
     if spec.family is Family.FUNCTION:
         return "all its inputs are float: runs in float"
     return "its input is float: a QuantStub is missing before it"
+
+
+def has_stubs(model: nn.Module) -> bool:
+    """Whether the user put a QuantStub or DeQuantStub into the model."""
+    specs = (spec_of_module(m) for m in model.modules())
+    return any(spec is not None and spec.family is Family.STUB for spec in specs)
+
+
+def has_quant_stub(model: nn.Module) -> bool:
+    """Whether the user said where quantized values begin."""
+    return any(spec_of_module(m) is get_spec("quant_stub") for m in model.modules())

@@ -32,13 +32,16 @@ def functions_to_modules(root: nn.Module, graph: fx.Graph) -> None:
     """
     counts: Counter[tuple[int, str]] = Counter()
     for node in list(graph.nodes):
-        if node.op == "call_module" and getattr(root.get_submodule(str(node.target)), "inplace", False):
+        is_recorded = "record" in node.meta  # later readers are known there
+        is_module = node.op == "call_module" and not is_recorded
+        if is_module and getattr(root.get_submodule(str(node.target)), "inplace", False):
             _redirect_later_users(node.all_input_nodes[0], node, graph)
         if node.op not in ("call_function", "call_method") or not _is_op(root, node):
             continue
         run = (node.meta["run"], node.meta["function"])
-        k, block = counts[run] + node.meta["skipped"], node.meta.get("block", "")
-        path = join(node.meta["scope"], generated_name(node.meta["function"], k, block))
+        k = node.meta["k"] if is_recorded else counts[run] + node.meta["skipped"]
+        own = generated_name(node.meta["function"], k, node.meta.get("block", ""))
+        path = node.meta["path"] if is_recorded else join(node.meta["scope"], own)
         counts[run] += 1
         func, args = _in_order(node)
         _add_module(root, path, FunctionOp(node.meta["function"], func))
@@ -46,7 +49,7 @@ def functions_to_modules(root: nn.Module, graph: fx.Graph) -> None:
             new = graph.call_module(path, args, node.kwargs)
         new.meta.update(node.meta)
         node.replace_all_uses_with(new)
-        if is_in_place(node) and node.args and isinstance(node.args[0], fx.Node):
+        if not is_recorded and is_in_place(node) and node.args and isinstance(node.args[0], fx.Node):
             _redirect_later_users(node.args[0], new, graph)
         graph.erase_node(node)
 

@@ -38,11 +38,13 @@ def fuse_graph(root: nn.Module, graph: fx.Graph) -> list[tuple[str, ...]]:
     """
     calls = _calls(graph)
     groups = []
+    done: set[str] = set()
     for node in list(graph.nodes):
-        if _may_begin(node, calls):
-            chain = _chain(root, node, calls)
-            if len(chain) > 1:
-                groups.append(_fuse(root, graph, chain))
+        if str(node.target) not in done and _may_begin(node, calls):
+            done.add(str(node.target))
+            chains = _chains(root, graph, node, calls)
+            if chains:
+                groups.append(_fuse(root, graph, chains))
     graph.lint()
     return groups
 
@@ -61,15 +63,32 @@ def fusion_groups(root: nn.Module, graph: fx.Graph) -> list[tuple[str, list[fx.N
     return groups
 
 
-def _calls(graph: fx.Graph) -> Counter[str]:
-    return Counter(str(n.target) for n in graph.nodes if n.op == "call_module")
+def _calls(graph: fx.Graph) -> Counter[tuple[str, Any]]:
+    """How often each module is called; a graph may hold several recorded runs of one model."""
+    return Counter(_call_key(n) for n in graph.nodes if n.op == "call_module")
 
 
-def _may_begin(node: fx.Node, calls: Counter[str]) -> bool:
-    return node.op == "call_module" and calls[str(node.target)] == 1 and len(node.args) + len(node.kwargs) == 1
+def _call_key(node: fx.Node) -> tuple[str, Any]:
+    return str(node.target), node.meta.get("record")
 
 
-def _chain(root: nn.Module, start: fx.Node, calls: Counter[str]) -> list[fx.Node]:
+def _may_begin(node: fx.Node, calls: Counter[tuple[str, Any]]) -> bool:
+    return node.op == "call_module" and calls[_call_key(node)] == 1 and len(node.args) + len(node.kwargs) == 1
+
+
+def _chains(root: nn.Module, graph: fx.Graph, start: fx.Node, calls: Counter[tuple[str, Any]]) -> list[list[fx.Node]]:
+    """The group that begins at a module, in each recorded run that calls it; nothing where the runs differ in it."""
+    starts = [n for n in graph.nodes if n.op == "call_module" and n.target == start.target]
+    chains = [_chain(root, node, calls) if _may_begin(node, calls) else [node] for node in starts]
+    targets = [str(node.target) for node in chains[0]] if chains else []  # none where it was fused away before
+    if len(targets) < 2 or any([str(node.target) for node in chain] != targets for chain in chains):
+        return []
+    ops = {target for target in targets if not isinstance(root.get_submodule(target), nn.Identity)}
+    is_called_elsewhere = any(sum(calls[key] for key in calls if key[0] == target) != len(chains) for target in ops)
+    return [] if is_called_elsewhere else chains
+
+
+def _chain(root: nn.Module, start: fx.Node, calls: Counter[tuple[str, Any]]) -> list[fx.Node]:
     """Nodes of the longest group that begins at a weighted op."""
     cls = fused_class(_module(root, start))
     chain = [start]
@@ -77,7 +96,7 @@ def _chain(root: nn.Module, start: fx.Node, calls: Counter[str]) -> list[fx.Node
         return chain
     for kind in ("norm", "add", "activation"):
         skipped, following = _next(root, chain[-1])
-        if following is None or calls[str(following.target)] != 1:
+        if following is None or calls[_call_key(following)] != 1 or chain[-1].meta.get("shares_memory"):
             break
         module = _module(root, following)
         if KEPT in module.__dict__:
@@ -138,32 +157,40 @@ def _activation(module: nn.Module) -> str:
     return activation_name(module)
 
 
-def _fuse(root: nn.Module, graph: fx.Graph, chain: list[fx.Node]) -> tuple[str, ...]:
-    """Put the fused module at the add (or at the conv), Identity elsewhere, and one node at the end of the group."""
+def _fuse(root: nn.Module, graph: fx.Graph, chains: list[list[fx.Node]]) -> tuple[str, ...]:
+    """Put the fused module at the add (or at the conv), Identity elsewhere, and one node at the end of each group."""
+    chain = chains[0]
     modules = [_module(root, node) for node in chain]
-    add = next((n for n, m in zip(chain, modules, strict=True) if _operands(m, n)), None)
+    add = next((i for i, (n, m) in enumerate(zip(chain, modules, strict=True)) if _operands(m, n)), None)
     cls = fused_class(modules[0])
     assert cls is not None
     norm = next((m for m in modules if is_norm_of(m, cls)), None)
     ops = [node for node, module in zip(chain, modules, strict=True) if not isinstance(module, nn.Identity)]
     names = tuple(op_name(str(node.target)) for node in ops)
     fused = fuse_gemm(cls, modules[0], norm, Epilogue(add is not None, _activation(modules[-1])), names)
-    home = str((add or chain[0]).target)
+    home = str(chain[add or 0].target)
     for node in ops:
         _set_module(root, str(node.target), Identity())
     _set_module(root, home, fused)
     if add is not None:
-        fused.__dict__["qconfig"] = _qconfig_of_sum(root, modules[0], _module_qconfig(modules[chain.index(add)]))
-    product = chain[chain.index(add) - 1] if add is not None else None
-    others = [n for n in add.all_input_nodes if n is not product] if add is not None else []
+        fused.__dict__["qconfig"] = _qconfig_of_sum(root, modules[0], _module_qconfig(modules[add]))
+    for calls in chains:
+        _replace_by_one(graph, calls, add, home)
+    return names
+
+
+def _replace_by_one(graph: fx.Graph, chain: list[fx.Node], add: int | None, home: str) -> None:
+    product = chain[add - 1] if add is not None else None
+    others = [n for n in chain[add].all_input_nodes if n is not product] if add is not None else []
     with graph.inserting_after(chain[-1]):
         new = graph.call_module(home, (chain[0].args[0] if chain[0].args else chain[0].all_input_nodes[0], *others))
     new.meta.update(chain[-1].meta)
-    new.meta["scope"] = (add or chain[0]).meta.get("scope", "")
+    new.meta["scope"] = chain[add or 0].meta.get("scope", "")
+    if "record" in new.meta:
+        new.meta.update(path=home, deferred=str(chain[0].target) if add is not None else "")
     chain[-1].replace_all_uses_with(new)
     for node in reversed(chain):
         graph.erase_node(node)
-    return names
 
 
 def _qconfig_of_sum(root: nn.Module, product: nn.Module, of_add: Any) -> Any:

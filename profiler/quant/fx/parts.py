@@ -10,7 +10,8 @@ from typing import Any
 from torch import nn
 
 from profiler.errors import PrepareError
-from profiler.quant.fx.prepare import has_stubs, prepare_qat_fx
+from profiler.quant.fx.boundaries import has_stubs
+from profiler.quant.fx.prepare import prepare_qat_fx
 from profiler.quant.fx.qconfigs import apply_qconfig_dict
 from profiler.quant.fx.trace import trace
 from profiler.quant.loading import match_bounds_after_load

@@ -9,6 +9,7 @@ import torch
 from torch import fx, nn
 
 from profiler.errors import ConfigError
+from profiler.quant.fx.boundaries import has_quant_stub
 from profiler.quant.fx.functions import functions_to_modules
 from profiler.quant.fx.fuse import FuseMode, fuse_graph
 from profiler.quant.fx.planning import QconfigSource, from_dicts, plan_graph
@@ -17,7 +18,6 @@ from profiler.quant.loading import match_bounds_after_load
 from profiler.quant.march import require_march
 from profiler.quant.modules import type_name
 from profiler.quant.naming import op_name
-from profiler.quant.ops.registry import Family, get_spec, spec_of_module
 from profiler.quant.states import attach_journal, place_fake_quants
 from profiler.quant.swap import (
     EFFECTS_ATTRIBUTE,
@@ -28,17 +28,6 @@ from profiler.quant.swap import (
     require_float_model,
 )
 from profiler.quant.transformer import use_plain_forwards
-
-
-def has_stubs(model: nn.Module) -> bool:
-    """Whether the user put a QuantStub or DeQuantStub into the model."""
-    specs = (spec_of_module(m) for m in model.modules())
-    return any(spec is not None and spec.family is Family.STUB for spec in specs)
-
-
-def has_quant_stub(model: nn.Module) -> bool:
-    """Whether the user said where quantized values begin."""
-    return any(spec_of_module(m) is get_spec("quant_stub") for m in model.modules())
 
 
 def fuse_fx(

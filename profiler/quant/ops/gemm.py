@@ -18,7 +18,7 @@ from profiler.quant.ops.epilogue import Epilogue, expands_to, in_accumulator_ste
 from profiler.quant.ops.fold import batch_norm_affine, fold_batch_norm
 from profiler.quant.ops.integer_run import FastPlan, Target, fast_plan, run
 from profiler.quant.qconfig import QConfig
-from profiler.quant.qtensor import QTensor, to_plain
+from profiler.quant.qtensor import QTensor, to_float, to_plain
 from profiler.quant.requantize import carrier_dtype, requantize, warn_of_overflow
 from profiler.quant.tracing import not_traced
 
@@ -33,6 +33,7 @@ class Gemm(QuantOp):
     base_name = ""
     epilogue: Epilogue = Epilogue()
     fused_names: tuple[str, ...] = ()
+    takes_floats = False  # in a recorded model: on a path that nobody recorded it runs on real values
     weight: Any
     bias: Any
 
@@ -60,6 +61,14 @@ class Gemm(QuantOp):
     def live_norm(self) -> Any:
         """The batch norm that QATMode.WithBN keeps as child `bn` until convert, or None."""
         return self._modules.get("bn")
+
+    def float_product(self, x: Tensor) -> Tensor:
+        """The product alone on real values."""
+        return self.gemm(to_float(x), self.weight, self.bias)
+
+    def in_float(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        """The whole group on real values, its output not rounded."""
+        return self.epilogue.apply(self.float_product(x), to_float(other))
 
     def add(self, x: Tensor, y: Tensor) -> Tensor:
         """Fused op at the place of a FloatFunctional: `x` is the weighted op's input, `y` the other operand."""
@@ -95,6 +104,8 @@ class FakeQuantGemm(Gemm):
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         """Fake-quantized result as a QTensor; a plain tensor where the output has high precision."""
+        if self.takes_floats and not isinstance(x, QTensor):
+            return self.in_float(x, other)
         weight, bias = self.weight_and_bias()
         weight = self.weight_fake_quant.quantize_weight(weight)
         if self.live_norm is not None and self.live_norm.training:
@@ -105,6 +116,11 @@ class FakeQuantGemm(Gemm):
             if step is not None and self.epilogue.has_add:
                 other = in_steps(to_plain(other), along_axis(step, y.dim(), self.out_axis(y)))
         return self._finish(y, to_plain(other))
+
+    def float_product(self, x: Tensor) -> Tensor:
+        """The product alone on real values, with rounded weights: nothing added, activated or rounded behind it."""
+        weight, bias = self.weight_and_bias()
+        return self.gemm(to_float(x), self.weight_fake_quant.quantize_weight(weight), bias)
 
     def _accumulator_step(self, x: Tensor) -> Tensor | None:
         """Outside training, what one step of the integer form's accumulator is worth: 0-d or `[C]`, float64."""
@@ -250,6 +266,8 @@ class IntegerGemm(Gemm):
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         """Codes in, codes out (a QTensor); float32 `acc * s_x * s_w[c]` where the output has high precision."""
+        if self.takes_floats and not isinstance(x, QTensor):
+            return self.in_float(x, other)
         x = require_codes(x, self._get_name())
         other = require_codes(other, self._get_name()) if self.epilogue.has_add else None
         plan = self._plan(x, other)
@@ -258,6 +276,12 @@ class IntegerGemm(Gemm):
             if result is not None:
                 return result
         return self.finish(self.gemm(x.plain.to(plan.carrier), plan.weight, plan.bias), plan, other)
+
+    def float_product(self, x: Tensor) -> Tensor:
+        """The product alone on real values, with the weights' real values."""
+        rows = self.rows(self.weight)
+        weight = self.from_rows(rows * along_axis(self.weight_scale, rows.dim(), 0))
+        return self.gemm(to_float(x), weight, self.bias)
 
     def _run_fast(self, x: QTensor, plan: FastPlan, other: QTensor | None) -> Tensor | None:
         """The same integers from the 8-bit kernels; codes of images come channels last.

@@ -1,0 +1,42 @@
+"""Lets a tensor that is overwritten in place turn from a quantized value into a plain one and back."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from profiler.errors import UnsupportedOpError
+from profiler.quant.qtensor import QTensor, user_line
+
+
+def become_float(target: QTensor, values: Tensor | None = None) -> None:
+    """Make the tensor that every name refers to a plain one.
+
+    Args:
+        target: quantized value; it is no QTensor any more afterwards.
+        values: its new real values; by default its own.
+    """
+    with torch._C.DisableTorchFunction():
+        real = target.dequantize() if values is None else values
+        real = real.as_subclass(Tensor)
+        if target.holds_codes or values is not None:
+            _give_data(target, real)
+        target.__class__ = Tensor  # type: ignore[assignment]
+
+
+def become_quantized(target: Tensor, result: QTensor) -> None:
+    """Make a plain tensor the quantized value that an in-place function left in it."""
+    with torch._C.DisableTorchFunction():
+        _give_data(target, result.plain)
+        target.__class__ = QTensor
+        target.scale, target.qdtype = result.scale, result.qdtype  # type: ignore[attr-defined]
+        target.ch_axis, target.is_rounded = result.ch_axis, result.is_rounded  # type: ignore[attr-defined]
+
+
+def _give_data(target: Tensor, data: Tensor) -> None:
+    if data.requires_grad:
+        raise UnsupportedOpError(
+            f"an in-place function at {user_line()} changes between real and quantized values while gradients are "
+            "recorded, which torch cannot do; write x = x + y instead of x += y there"
+        )
+    target.data = data

@@ -1,0 +1,316 @@
+"""Runs a model that was prepared from a record: its own forward in Python, its ops between their quantizers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from profiler.errors import UnsupportedOpError
+from profiler.quant.calls import FunctionCall
+from profiler.quant.eager.dispatch import EagerDispatch, generate, is_in_place, run_generated
+from profiler.quant.eager.running import FQN_ATTRIBUTE, RUNNING
+from profiler.quant.modules import Identity
+from profiler.quant.naming import generated_name, join, op_name
+from profiler.quant.ops.functional import keeps_scale
+from profiler.quant.ops.gemm import Gemm
+from profiler.quant.ops.registry import Family, spec_of_function
+from profiler.quant.qconfig import QConfig
+from profiler.quant.qtensor import QTensor, first_qtensor, has_handler, to_float
+from profiler.quant.record.become import become_float, become_quantized
+from profiler.quant.record.deferred import Deferred, DeferredProduct, resolved
+from profiler.quant.record.plan import CallPlan, RunPlan
+from profiler.quant.states import join_state, named_fake_quants
+from profiler.quant.stubs import FakeQuantStub, QuantStub
+from profiler.quant.swap import EFFECTS_ATTRIBUTE, QuantEffect, fake_quant_form
+
+PLAN_ATTRIBUTE = "quant_run_plan"
+ROLE_ATTRIBUTE = "quant_role"
+_STUBBED = "_quant_stubbed"
+_OTHER_PATH = "no recorded run called it: runs in float"
+
+
+@dataclass(frozen=True)
+class _Stubbed:
+    """What a float value became behind stubs, in one forward, while nobody wrote into it."""
+
+    tracker: RecordedDispatch
+    version: int
+    by_stub: dict[str, Tensor] = field(default_factory=dict)
+
+
+class RecordedDispatch(EagerDispatch):
+    """Follows one forward: functions go through the quantizers of their names, values cross at the planned stubs.
+
+    Args:
+        caller: Python frame of the call that this follows.
+    """
+
+    def __init__(self, caller: FrameType) -> None:
+        super().__init__(caller)
+        self.calls: Counter[str] = Counter()
+        self.open: list[CallPlan] = []
+        self._stubbed: list[Tensor] = []
+
+    @property
+    def root(self) -> nn.Module:
+        """The model that runs."""
+        return self.frames[0].module
+
+    @property
+    def plan(self) -> RunPlan:
+        """What was recorded of it."""
+        plan: RunPlan = self.root.__dict__[PLAN_ATTRIBUTE]
+        return plan
+
+    def call_function(self, call: FunctionCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run one function, through its module where it has one."""
+        module = call.module._modules.get(generated_name(call.name, call.k))
+        target = args[0] if args and isinstance(args[0], Tensor) and is_in_place(call) else None
+        if isinstance(module, DeferredProduct):
+            return module(args[0])
+        if isinstance(module, Identity):
+            return module(args[0])
+        if _is_fused_elsewhere(module, args):
+            module = None
+        if module is None:
+            args, kwargs = resolved(args), resolved(kwargs)
+            if first_qtensor([args, kwargs]) is None:
+                return call.func(*args, **kwargs)
+            module = self._late_module(call, args, kwargs)
+        if module is None:
+            return self._run_plain(call, args, kwargs)
+        if isinstance(module, Gemm) and not _is_fused_add(module):  # F.conv2d: its weights are the module's
+            args, kwargs = args[:1], {}
+        result = run_generated(module, call, args, kwargs)
+        return _written_back(target, result) if target is not None else result
+
+    def next_plan(self, path: str) -> CallPlan:
+        """Plan of the call of an op that begins now."""
+        number = self.calls[path]
+        self.calls[path] += 1
+        return self.plan.of_call(path, number)
+
+    def through_stub(self, value: Tensor, path: str) -> Tensor:
+        """A float value behind a QuantStub; the same value is quantized (and observed) once."""
+        known: _Stubbed | None = getattr(value, _STUBBED, None)
+        if known is None or known.tracker is not self or known.version != _version(value):
+            known = _Stubbed(self, _version(value))
+            setattr(value, _STUBBED, known)
+            self._stubbed.append(value)
+        if path not in known.by_stub:
+            known.by_stub[path] = self.root.get_submodule(path)(value)
+        return known.by_stub[path]
+
+    def note_unrecorded(self, path: str, requested: str = "") -> None:
+        """Name an op that no recorded run had."""
+        plan = self.plan
+        if path in plan.recorded or path in plan.unrecorded:
+            return
+        plan.unrecorded[path] = None
+        effects = self.root.__dict__.get(EFFECTS_ATTRIBUTE)
+        if effects is not None:
+            effects.append(QuantEffect(op_name(path), requested, "torch.float32", _OTHER_PATH))
+
+    def forget(self) -> None:
+        """Let go of what was quantized in this forward."""
+        for value in self._stubbed:
+            if hasattr(value, _STUBBED):
+                delattr(value, _STUBBED)
+        self._stubbed.clear()
+
+    def late_stub(self, path: str, number: int) -> str | None:
+        """Path of a stub for an argument that was quantized in the record and is not now; made while observing."""
+        name = f"{path.replace('.', '_')}_input_{number}_activation_post_process"
+        if name in self.root._modules:
+            return name
+        qconfig = self.root.get_submodule(path).__dict__.get("qconfig")
+        if not self._is_observing() or not isinstance(qconfig, QConfig) or qconfig.activation is None:
+            return None
+        stub = QuantStub()
+        stub.is_automatic = True
+        stub.train(self.root.training)
+        quantizing = fake_quant_form(stub, qconfig)
+        self.root.add_module(name, quantizing)
+        self._join(quantizing, name)
+        install(quantizing, name)
+        return name
+
+    def _late_module(self, call: FunctionCall, args: Any, kwargs: Any) -> nn.Module | None:
+        """A quantizer for a function that no record had; made while observing."""
+        spec = spec_of_function(call.name)
+        name = generated_name(call.name, call.k)
+        path = join(call.module.__dict__.get(FQN_ATTRIBUTE, ""), name)
+        has_own_scale = spec is not None and spec.family in (Family.FUNCTION, Family.COMPOSITE)
+        if spec is None or not has_own_scale or path in self.plan.recorded or keeps_scale(spec, args, kwargs):
+            return None
+        qconfig = call.module.__dict__.get("qconfig")
+        if not self._is_observing() or not isinstance(qconfig, QConfig) or qconfig.activation is None:
+            self.note_unrecorded(path)
+            return None
+        module = generate(call.module, call.name, name, qconfig, is_float=False)
+        self._join(module, path)
+        install(module, path)
+        return module
+
+    def _join(self, module: nn.Module, path: str) -> None:
+        for inner, fake_quant in named_fake_quants(module):
+            join_state(fake_quant, self.root, join(path, inner), module)
+
+    def _is_observing(self) -> bool:
+        return any(fq.is_observer_on and fq.training for _, fq in named_fake_quants(self.root))
+
+    def _run_plain(self, call: FunctionCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A function without a scale of its own: on quantized values where it is defined on them, else on real ones."""
+        spec = spec_of_function(call.name)
+        has_own_scale = spec is not None and spec.family in (Family.FUNCTION, Family.COMPOSITE)
+        on_codes = has_handler(call.name) and not (has_own_scale and spec and not keeps_scale(spec, args, kwargs))
+        if on_codes and not is_in_place(call):
+            try:
+                return call.func(*args, **kwargs)
+            except UnsupportedOpError:
+                pass
+        if is_in_place(call) and isinstance(args[0], QTensor):
+            become_float(args[0])
+        with torch._C.DisableTorchFunction():
+            args, kwargs = to_float(args), to_float(kwargs)
+        return call.func(*args, **kwargs)
+
+
+def install(module: nn.Module, path: str) -> None:
+    """Hooks of an op of a recorded model: its arguments cross the planned boundaries."""
+    module.__dict__[FQN_ATTRIBUTE] = path
+    module.register_forward_pre_hook(_cross, with_kwargs=True)
+    module.register_forward_hook(_finish, prepend=True, always_call=True)
+
+
+def finish_forward(root: nn.Module, args: Any, output: Any) -> Any:
+    """Post-hook of the model: what leaves it is plain."""
+    tracker = RUNNING.tracker
+    if isinstance(tracker, RecordedDispatch) and len(tracker.frames) == 1:
+        tracker.forget()
+        return plain_result(output)
+    return None
+
+
+def plain_result(value: Any) -> Any:
+    """A result with real values in the place of quantized ones; in objects of the user's classes too."""
+    if isinstance(value, Deferred):
+        return value.resolve()
+    if isinstance(value, Tensor):
+        return value.dequantize() if isinstance(value, QTensor) else value
+    if isinstance(value, (tuple, list, dict)):
+        return tree_map(lambda leaf: leaf if leaf is value else plain_result(leaf), value)
+    attributes = getattr(value, "__dict__", None)
+    if attributes is None or isinstance(value, (nn.Module, type)):
+        return value
+    for name, item in list(attributes.items()):
+        if isinstance(item, (Tensor, tuple, list, dict)):
+            plain = plain_result(item)
+            if first_qtensor(item) is not None:
+                object.__setattr__(value, name, plain)
+    return value
+
+
+def _cross(module: nn.Module, args: Any, kwargs: Any) -> Any:
+    tracker = RUNNING.tracker
+    if not isinstance(tracker, RecordedDispatch) or (len(tracker.frames) > 1 and tracker.frames[-2].is_op):
+        return None
+    path = module.__dict__[FQN_ATTRIBUTE]
+    plan = tracker.next_plan(path)
+    tracker.open.append(plan)
+    role = module.__dict__.get(ROLE_ATTRIBUTE, "quantized")
+    if role == "passes":
+        return None
+    if _is_fused_add(module):
+        args, kwargs = _operands_of_fused_add(module, args, kwargs)
+    args, kwargs = resolved(args), resolved(kwargs)
+    if role == "keeps scale":
+        return args, kwargs
+    if role == "float":
+        if first_qtensor([args, kwargs]) is not None:
+            tracker.note_unrecorded(path)
+        if getattr(module, "inplace", False) and isinstance(args[0], QTensor):
+            become_float(args[0])
+        with torch._C.DisableTorchFunction():
+            return to_float(args), to_float(kwargs)
+    return _through_stubs(tracker, module, path, plan, args, kwargs)
+
+
+def _through_stubs(
+    tracker: RecordedDispatch, module: nn.Module, path: str, plan: CallPlan, args: Any, kwargs: Any
+) -> Any:
+    stubs = dict(plan.stubs)
+    is_weighted = isinstance(module, Gemm)
+    number = -1
+
+    def cross(value: Any) -> Any:
+        nonlocal number
+        if not isinstance(value, Tensor):
+            return value
+        number += 1
+        is_plain = not isinstance(value, QTensor) and value.is_floating_point()
+        if not is_plain or isinstance(module, FakeQuantStub):
+            return value
+        stub = stubs.get(number)
+        if stub is None and is_weighted and tracker.plan.calls.get(path) is None:
+            stub = tracker.late_stub(path, number)
+        return value if stub is None else tracker.through_stub(value, stub)
+
+    return tree_map(cross, args), tree_map(cross, kwargs)
+
+
+def _finish(module: nn.Module, args: Any, output: Any) -> Any:
+    tracker = RUNNING.tracker
+    if not isinstance(tracker, RecordedDispatch) or not tracker.open:
+        return None
+    if len(tracker.frames) > 1 and tracker.frames[-2].is_op:
+        return None
+    plan = tracker.open.pop()
+    if isinstance(module, DeferredProduct) and output is not None:
+        fused = tracker.root.get_submodule(module.home)
+        return Deferred.of(output, module.home, fused)  # type: ignore[arg-type]
+    return to_float(output) if plan.gives_plain and output is not None else None
+
+
+def _is_fused_add(module: Any) -> bool:
+    return isinstance(module, Gemm) and module.epilogue.has_add
+
+
+def _is_fused_elsewhere(module: nn.Module | None, args: Any) -> bool:
+    """Whether a fused add is called without its product: on this path the add is an add."""
+    return _is_fused_add(module) and not any(isinstance(a, Deferred) and a.fused is module for a in args)
+
+
+def _operands_of_fused_add(module: nn.Module, args: Any, kwargs: Any) -> Any:
+    """(input of the weighted op, the other operand), whatever their order in the code."""
+    given = [*args, *kwargs.values()]
+    own = next((i for i, a in enumerate(given) if isinstance(a, Deferred) and a.fused is module), None)
+    if own is None or len(given) != 2:
+        raise UnsupportedOpError(
+            f"{module.__dict__[FQN_ATTRIBUTE]}: this add is fused with a weighted op, which did not run before it on "
+            "this path; prepare with an example input that takes this path too"
+        )
+    return (given[own].operand, given[1 - own]), {}
+
+
+def _written_back(target: Tensor, result: Any) -> Any:
+    """After an in-place function: every name of its target sees the result."""
+    if isinstance(target, Deferred):
+        target.value = result
+    elif isinstance(result, QTensor) and not isinstance(target, QTensor) and target is not result:
+        become_quantized(target, result)
+        return target
+    elif isinstance(target, QTensor) and isinstance(result, Tensor) and not isinstance(result, QTensor):
+        become_float(target, result)
+        return target
+    return result
+
+
+def _version(value: Tensor) -> int:
+    return 0 if value.is_inference() else value._version
