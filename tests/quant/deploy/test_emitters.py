@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from profiler.quant.deploy import recorder
 from profiler.quant.deploy.aten import emitter_names, emitter_of
 from profiler.quant.deploy.export import record_model
+from tests.quant.deploy.composed_cases import COMPOSED
 from tests.quant.deploy.functions import Function, assert_same_in_onnx, ints, rand
 
 X = rand(2, 4, 6, 6)
@@ -333,6 +334,7 @@ ALL = {
     for kind, cases in {
         "elementwise": ELEMENTWISE, "activation": ACTIVATIONS, "shape": SHAPES, "index": INDICES,
         "reduction": REDUCTIONS, "pool": POOLS, "resize": RESIZES, "norm": NORMS, "product": PRODUCTS,
+        "composed": COMPOSED,
     }.items()
     for name, case in cases.items()
 }  # fmt: skip

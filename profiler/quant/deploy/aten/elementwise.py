@@ -65,7 +65,7 @@ def not_equal(g: Emission, x: Value, other: Any) -> Value:
     return g.node("Not", g.compare("Equal", x, other, _common(x, other)))
 
 
-@emits("mul.Tensor")
+@emits("mul.Tensor", "mul.Scalar")
 def mul(g: Emission, x: Any, other: Any) -> Value:
     """Product in the dtype of the result."""
     return g.binary("Mul", x, other, g.out.dtype)
@@ -78,7 +78,7 @@ def add(g: Emission, x: Any, other: Any, alpha: Any = 1) -> Value:
     return g.binary("Add", x, scaled, g.out.dtype)
 
 
-@emits("sub.Tensor")
+@emits("sub.Tensor", "sub.Scalar")
 def sub(g: Emission, x: Any, other: Any, alpha: Any = 1) -> Value:
     """`x - alpha * other`."""
     scaled = other if alpha == 1 else g.binary("Mul", g.like(other, g.out.dtype), alpha)
@@ -91,7 +91,7 @@ def rsub(g: Emission, x: Any, other: Any, alpha: Any = 1) -> Value:
     return sub(g, other, x, alpha)
 
 
-@emits("div.Tensor")
+@emits("div.Tensor", "div.Scalar")
 def div(g: Emission, x: Any, other: Any) -> Value:
     """True division."""
     return g.binary("Div", x, other, g.out.dtype)

@@ -37,13 +37,13 @@ def gather(g: Emission, x: Value, dim: int, index: Value, *, sparse_grad: bool =
 @emits("scatter.src", "scatter.value")
 def scatter(g: Emission, x: Value, dim: int, index: Value, source: Any) -> Value:
     """Write one element per index along a dimension."""
-    return g.node("ScatterElements", x, index, _updates(g, x, index, source), axis=dim)
+    return g.node("ScatterElements", x, index, updates_like(g, x, index, source), axis=dim)
 
 
 @emits("scatter_add.default")
 def scatter_add(g: Emission, x: Value, dim: int, index: Value, source: Value) -> Value:
     """Add one element per index along a dimension."""
-    updates = _updates(g, x, index, source)
+    updates = updates_like(g, x, index, source)
     return g.node("ScatterElements", x, index, updates, axis=dim, reduction="add")
 
 
@@ -112,7 +112,8 @@ def take(g: Emission, x: Value, index: Value) -> Value:
     return g.gather(g.reshape(x, [-1]), index, 0)
 
 
-def _updates(g: Emission, x: Value, index: Value, source: Any) -> Value:
+def updates_like(g: Emission, x: Value, index: Value, source: Any) -> Value:
+    """What is written at an index: as large as the index, in the dtype of what is written to."""
     if not isinstance(source, Value):
         return g.expand(constant(source, x.dtype), shape_of(index))
     value = g.cast(source, x.dtype)
