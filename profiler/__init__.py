@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from profiler.api import model_profiler
     from profiler.profile_report import ProfileReport
+    from profiler.quant.checking.check import check_qat_model
 
 __version__ = "0.1.0"
-__all__ = ["ProfileReport", "__version__", "model_profiler"]
+__all__ = ["ProfileReport", "__version__", "check_qat_model", "model_profiler"]
 
 _EXPORTS = {
     "ProfileReport": "profiler.profile_report",
+    "check_qat_model": "profiler.quant.checking.check",
     "model_profiler": "profiler.api",
 }
 

@@ -2,6 +2,7 @@
 
 from profiler.quant import ops
 from profiler.quant.affine import qinfo, qint4, qint8, qint16, qint32
+from profiler.quant.checking.check import check_qat_model
 from profiler.quant.consistency import ConsistencyStrategy
 from profiler.quant.deploy.check import check_model
 from profiler.quant.deploy.compile import compile_model, load_compiled
@@ -131,6 +132,7 @@ __all__ = [
     "_LearnableFakeQuantize",
     "check_deploy_device",
     "check_model",
+    "check_qat_model",
     "compile_model",
     "convert",
     "convert_fx",
