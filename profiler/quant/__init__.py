@@ -3,6 +3,8 @@
 from profiler.quant import ops
 from profiler.quant.affine import qinfo, qint4, qint8, qint16, qint32
 from profiler.quant.checking.check import check_qat_model
+from profiler.quant.calibration.auto import auto_calibrate, auto_calibration
+from profiler.quant.calibration.reconstruction import weight_reconstruction
 from profiler.quant.consistency import ConsistencyStrategy
 from profiler.quant.deploy.check import check_model
 from profiler.quant.deploy.compile import compile_model, load_compiled
@@ -130,6 +132,8 @@ __all__ = [
     "Sqrt",
     "Tracer",
     "_LearnableFakeQuantize",
+    "auto_calibrate",
+    "auto_calibration",
     "check_deploy_device",
     "check_model",
     "check_qat_model",
@@ -178,5 +182,6 @@ __all__ = [
     "set_requantization",
     "set_state_policy",
     "visualize_model",
+    "weight_reconstruction",
     "wrap",
 ]

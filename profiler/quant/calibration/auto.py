@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from profiler.errors import ConfigError
 from profiler.quant.calibration.batches import Batch, take_batches
-from profiler.quant.calibration.candidates import MIN_MAX, observe_candidates, observer_choices
+from profiler.quant.calibration.candidates import MIN_MAX, is_free, observe_candidates, observer_choices
 from profiler.quant.calibration.keeping import state_kept, use_state
 from profiler.quant.calibration.output_error import OutputError
 from profiler.quant.fake_quant import FakeQuantize
@@ -169,7 +169,7 @@ def _follow_cuts(model: nn.Module, batch: Batch, scales: Scales) -> None:
     """Stubs between quantized parts have the scale of what they get: they see one batch with the chosen scales."""
     use_state(model, FakeQuantState._FLOAT)
     for name, fake_quant in named_fake_quants(model):
-        if name not in scales and name.rpartition(".")[2] != "weight_fake_quant":
+        if name not in scales and is_free(name, fake_quant):
             fake_quant.enable_observer()
             fake_quant.training = True
     batch.run(model)

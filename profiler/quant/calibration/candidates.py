@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from profiler.errors import ConfigError, ModelError
 from profiler.quant.calibration.batches import Batch
-from profiler.quant.calibration.keeping import use_state
+from profiler.quant.calibration.keeping import is_frozen, use_state
 from profiler.quant.fake_quant import FakeQuantize
 from profiler.quant.observers import OBSERVERS, MinMaxObserver, ObserverBase, PercentileObserver, observer_class
 from profiler.quant.states import FakeQuantState, named_fake_quants
@@ -46,10 +46,11 @@ def observer_choices(
 
 
 def is_free(name: str, fake_quant: FakeQuantize) -> bool:
-    """Whether an activation's scale may be chosen: neither given nor frozen (averaging_constant 0)."""
+    """Whether an activation's scale may be chosen: neither given nor frozen (by freeze_part, averaging_constant 0)."""
     observer = fake_quant.activation_post_process
-    is_frozen = observer.averaging_constant == 0 and observer.is_calibrated
-    return not (name.rpartition(".")[2] == "weight_fake_quant" or observer.is_fixed or is_frozen)
+    is_weight = name.rpartition(".")[2] == "weight_fake_quant"
+    is_settled = observer.averaging_constant == 0 and observer.is_calibrated
+    return not (is_weight or observer.is_fixed or is_settled or is_frozen(fake_quant))
 
 
 def observe_candidates(
@@ -103,7 +104,7 @@ def _feed(observers: dict[str, ObserverBase], x: Tensor, name: str) -> None:
 
 def _observers(fake_quant: FakeQuantize, choices: list[ObserverChoice]) -> dict[str, ObserverBase]:
     own = fake_quant.activation_post_process
-    shared = {
+    shared: dict[str, Any] = {
         "ch_axis": own.ch_axis, "dtype": own.dtype, "qscheme": own.qscheme, "quant_min": own.quant_min,
         "quant_max": own.quant_max, "power_of_two": own.power_of_two, "plain_mean": True,
         "factory_kwargs": {"device": fake_quant.scale.device},

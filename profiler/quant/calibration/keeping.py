@@ -46,10 +46,22 @@ def state_kept(model: nn.Module, caller: str) -> Iterator[None]:
 
 
 def use_state(model: nn.Module, state: FakeQuantState) -> None:
-    """As `set_fake_quantize` for a model in eval, without an entry in the journal: the user did not ask for it."""
+    """As `set_fake_quantize` for a model in eval, without an entry in the journal: the user did not ask for it.
+
+    What `freeze_part` keeps observes nothing; _FLOAT alone switches its rounding off.
+    """
+    observer_on, fake_quant_on = state.value
     for _, fake_quant in named_fake_quants(model):
-        _set(fake_quant, *state.value)
-        fake_quant.training = state is FakeQuantState.CALIBRATION
+        if is_frozen(fake_quant):
+            _set(fake_quant, False, state is not FakeQuantState._FLOAT)
+        else:
+            _set(fake_quant, observer_on, fake_quant_on)
+            fake_quant.training = state is FakeQuantState.CALIBRATION
+
+
+def is_frozen(fake_quant: FakeQuantize) -> bool:
+    """Whether `freeze_part` keeps it."""
+    return bool(getattr(fake_quant, "is_frozen", False))
 
 
 def _set(fake_quant: FakeQuantize, observer_on: bool, fake_quant_on: bool) -> None:
