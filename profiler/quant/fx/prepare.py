@@ -150,7 +150,10 @@ def _record_kinds_in_eval(model: nn.Module, graph: fx.Graph, args: tuple[Any, ..
 
 def _graph_module(model: nn.Module, traced: Traced) -> fx.GraphModule:
     prepared = fx.GraphModule(model, traced.graph, class_name=type(model).__name__)
+    called = _called(prepared)
     prepared.graph.eliminate_dead_code()
+    for target in called - _called(prepared):  # nobody reads their results: they would never be calibrated
+        prepared.delete_submodule(target)
     for node in prepared.graph.nodes:
         if isinstance(node.type, str):  # from `from __future__ import annotations`; fx cannot pickle such a graph
             node.type = None
@@ -158,3 +161,7 @@ def _graph_module(model: nn.Module, traced: Traced) -> fx.GraphModule:
     for path, module in prepared.named_modules():  # containers are new; each takes the flag of the user's
         module.training = model.get_submodule(path).training
     return prepared
+
+
+def _called(prepared: fx.GraphModule) -> set[str]:
+    return {str(node.target) for node in prepared.graph.nodes if node.op == "call_module"}

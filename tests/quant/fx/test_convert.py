@@ -103,3 +103,33 @@ def test_convert_fx_inplace_changes_the_model_itself() -> None:
 
 def test_convert_fx_empty_batch_passes() -> None:
     assert converted(Residual)[1](torch.zeros(0, 3, 8, 8)).shape == (0, 5)
+
+
+class UnreadResult(nn.Module):
+    """The last sum of the loop, and an auxiliary head, are computed and dropped."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList([nn.Conv2d(3, 3, 3, padding=1) for _ in range(2)])
+        self.aux = nn.Conv2d(3, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        skip = x
+        for conv in self.convs:
+            y = conv(x)
+            skip = skip + y
+            x = x + y
+        self.aux(x)
+        return skip
+
+
+def test_convert_fx_results_that_nobody_reads_need_no_scale() -> None:
+    prepared = fx(make(UnreadResult), images())
+
+    converted = convert_fx(prepared)
+
+    names = {name for name, _ in prepared.named_children()}
+    assert {"_generated_add_0", "_generated_add_1", "_generated_add_2"} <= names
+    assert "_generated_add_3" not in names
+    assert not hasattr(prepared, "aux")
+    torch.testing.assert_close(converted(images()[0]), prepared(images()[0]), rtol=0.05, atol=0.05)
