@@ -20,11 +20,11 @@ def state_record(model: nn.Module) -> StateRecord | None:
     purposes = {
         m.__dict__["qconfig"].purpose for m in model.modules() if isinstance(m.__dict__.get("qconfig"), QConfig)
     }
-    free = [(n, fq) for n, fq in activations if not fq.activation_post_process.is_fixed]
+    free = [(n, fq) for n, fq in activations if not (fq.activation_post_process.is_fixed or fq.is_frozen)]
     return StateRecord(
         purpose=next(iter(purposes)) if len(purposes) == 1 else "",
         root_training=model.training,
-        events=tuple((e.state, e.root_training) for e in journal.events) if journal is not None else (),
+        events=tuple((e.state, e.root_training) for e in journal.events if not e.part) if journal is not None else (),
         num_activations=len(free),
         uncalibrated=tuple(_owner(n) for n, fq in free if not fq.is_calibrated),
         num_fake_quant_on=_count(fq.is_fake_quant_on for _, fq in free),

@@ -3,8 +3,6 @@
 from profiler.quant import ops
 from profiler.quant.affine import qinfo, qint4, qint8, qint16, qint32
 from profiler.quant.checking.check import check_qat_model
-from profiler.quant.calibration.auto import auto_calibrate, auto_calibration
-from profiler.quant.calibration.reconstruction import weight_reconstruction
 from profiler.quant.consistency import ConsistencyStrategy
 from profiler.quant.deploy.check import check_model
 from profiler.quant.deploy.compile import compile_model, load_compiled
@@ -17,6 +15,7 @@ from profiler.quant.eager.fuse import fuse_known_modules, fuse_modules
 from profiler.quant.eager.prepare import prepare_qat
 from profiler.quant.fake_quant import FakeQuantize
 from profiler.quant.finite import nan_check
+from profiler.quant.freezing import freeze_part, reset_part, unfreeze_part
 from profiler.quant.fx.fuse import FuseMode
 from profiler.quant.fx.prepare import convert_fx, fuse_fx, prepare_qat_fx
 from profiler.quant.learned_fake_quant import PACTFakeQuantize, _LearnableFakeQuantize
@@ -132,8 +131,6 @@ __all__ = [
     "Sqrt",
     "Tracer",
     "_LearnableFakeQuantize",
-    "auto_calibrate",
-    "auto_calibration",
     "check_deploy_device",
     "check_model",
     "check_qat_model",
@@ -154,6 +151,7 @@ __all__ = [
     "default_qat_out_8bit_fake_quant_qconfig",
     "export_quantized_onnx",
     "export_to_onnx",
+    "freeze_part",
     "fuse_fx",
     "fuse_known_modules",
     "fuse_modules",
@@ -175,13 +173,14 @@ __all__ = [
     "qint8",
     "qint16",
     "qint32",
+    "reset_part",
     "set_fake_quantize",
     "set_march",
     "set_preserve_qat_mode",
     "set_qat_mode",
     "set_requantization",
     "set_state_policy",
+    "unfreeze_part",
     "visualize_model",
-    "weight_reconstruction",
     "wrap",
 ]

@@ -26,6 +26,7 @@ _MISTAKE_2 = (
     "{name}: fake quant is on, but no scale is known and none can be observed; call model.eval(), "
     "set_fake_quantize(model, FakeQuantState.CALIBRATION), run some batches, then model.eval() and VALIDATION"
 )
+FROZEN_ATTRIBUTE = "frozen_part"
 
 
 class FakeQuantize(nn.Module):
@@ -102,6 +103,11 @@ class FakeQuantize(nn.Module):
         return self._is_fake_quant_on
 
     @property
+    def is_frozen(self) -> bool:
+        """Whether `freeze_part` keeps it in VALIDATION."""
+        return FROZEN_ATTRIBUTE in self.__dict__
+
+    @property
     def is_rounding(self) -> bool:
         """Whether values are rounded now: fake quant is on, here and globally."""
         return self._is_fake_quant_on and GlobalFakeQuantSwitch.is_on
@@ -144,6 +150,12 @@ class FakeQuantize(nn.Module):
             raise ConfigError(f"{self.name}: scale {scale}, zero_point {zero_point}: expected scale > 0, zero_point 0")
         self.scale, self.zero_point = value.clone(), torch.zeros_like(value, dtype=torch.int64)
         self.activation_post_process.set_absmax(self._bound())
+
+    def forget(self) -> None:
+        """Drop what was observed: uncalibrated again, except where the scale was given."""
+        if not self.activation_post_process.is_fixed:
+            self.activation_post_process.forget()
+            self.scale, self.zero_point = torch.ones_like(self.scale[:1]), torch.zeros_like(self.zero_point[:1])
 
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
         """Scale and zero point of the observer."""

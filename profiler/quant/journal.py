@@ -11,10 +11,22 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class StateEvent:
-    """One `set_fake_quantize` call, with the root's `training` flag at that time."""
+    """One `set_fake_quantize` call, with the root's `training` flag at that time.
+
+    Attributes:
+        state: name of the state; of the function for calls on a part (`freeze_part`, `unfreeze_part`, `reset_part`).
+        root_training: the flag.
+        part: names of the part; empty for the whole model.
+    """
 
     state: str
     root_training: bool
+    part: str = ""
+
+    def line(self) -> str:
+        """The call as text."""
+        call = f"{self.state}({self.part})" if self.part else f"set_fake_quantize({self.state})"
+        return f"{call}, model.training = {self.root_training}"
 
 
 @dataclass
@@ -42,7 +54,7 @@ class Journal:
 
     def lines(self) -> tuple[str, ...]:
         """The journal as text, one event a line."""
-        states = [f"set_fake_quantize({e.state}), model.training = {e.root_training}" for e in self.events]
+        states = [event.line() for event in self.events]
         calib = max(self.observed_calibration.values(), default=0)
         qat = max(self.observed_qat.values(), default=0)
         counts = f"batches observed: {calib} in CALIBRATION, {qat} in QAT; backward pass: {self.has_backward_run}"

@@ -52,6 +52,7 @@ def adopt(cls: type[_M], module: nn.Module) -> _M:
     new.__dict__ = {
         key: copy.copy(value) if isinstance(value, (dict, set)) else value for key, value in module.__dict__.items()
     }
+    new.__dict__.pop("train", None)  # freeze_part's is bound to the module that was frozen
     return new
 
 

@@ -28,12 +28,14 @@ class FakeQuantState(Enum):
 def set_fake_quantize(model: nn.Module, state: FakeQuantState) -> None:
     """Put all fake quants of a prepared model into one state.
 
-    CALIBRATION also puts the fake-quant modules (only them) into training mode, so that they observe.
+    CALIBRATION also puts the fake-quant modules (only them) into training mode, so that they observe. What
+    `freeze_part` keeps stays in VALIDATION; only `_FLOAT` switches its rounding off too.
 
     Raises:
         ConfigError: `state` is not a FakeQuantState.
         PrepareError: the model has no fake quants.
-        StateError: QAT on a model in eval, or CALIBRATION or VALIDATION on a model in training mode.
+        StateError: QAT on a model in eval, or CALIBRATION or VALIDATION on a model in training mode; or all of it is
+            frozen, so that nothing could be calibrated or trained.
     """
     if not isinstance(state, FakeQuantState):
         members = ", ".join(f"FakeQuantState.{member.name}" for member in FakeQuantState if member.name[0] != "_")
@@ -43,7 +45,13 @@ def set_fake_quantize(model: nn.Module, state: FakeQuantState) -> None:
         raise PrepareError("the model has no fake quants; call prepare_qat or prepare_qat_fx first")
     _require_mode(model, state)
     observer_on, fake_quant_on = state.value
+    free = [fake_quant for fake_quant in fake_quants.values() if not fake_quant.is_frozen]
+    if observer_on and not free:
+        raise StateError(f"FakeQuantState.{state.name}: all fake quants are frozen; call unfreeze_part first")
     for fake_quant in fake_quants.values():
+        if fake_quant.is_frozen:
+            fake_quant.enable_fake_quant(state is not FakeQuantState._FLOAT)
+    for fake_quant in free:
         fake_quant.enable_observer(observer_on)
         fake_quant.enable_fake_quant(fake_quant_on)
         if state is FakeQuantState.CALIBRATION:
@@ -89,13 +97,19 @@ def attach_journal(model: nn.Module) -> None:
 def join_state(fake_quant: FakeQuantize, root: nn.Module, name: str, owner: nn.Module) -> None:
     """A late fake quant of the op `owner` takes part in the state, journal and device of the model it joins."""
     _place(fake_quant, root, owner)
-    sibling = next((fq for _, fq in named_fake_quants(root) if fq.journal is not None and fq is not fake_quant), None)
+    others = [fq for _, fq in named_fake_quants(root) if fq.journal is not None and fq is not fake_quant]
+    sibling = next((fq for fq in others if not fq.is_frozen), next(iter(others), None))
     fake_quant.name, fake_quant.journal = name, journal_of(root)
     if sibling is not None:
         fake_quant.journal = sibling.journal
-        fake_quant.enable_observer(sibling.is_observer_on)
-        fake_quant.enable_fake_quant(sibling.is_fake_quant_on)
-        fake_quant.train(sibling.training)
+        take_state(fake_quant, sibling)
+
+
+def take_state(fake_quant: FakeQuantize, other: FakeQuantize) -> None:
+    """Put one fake quant into the state of another one of its model."""
+    fake_quant.enable_observer(other.is_observer_on)
+    fake_quant.enable_fake_quant(other.is_fake_quant_on)
+    fake_quant.train(other.training)
 
 
 def _place(fake_quant: FakeQuantize, root: nn.Module, owner: nn.Module) -> None:

@@ -155,7 +155,7 @@ def require_float_model(model: nn.Module) -> None:
         raise PrepareError(f"{half[0][0]} is {half[0][1]}; quantization starts from float32: call model.float() first")
 
 
-def _misses_scale(model: nn.Module, name: str, fake_quant: FakeQuantize) -> bool:
+def misses_scale(model: nn.Module, name: str, fake_quant: FakeQuantize) -> bool:
     """Whether convert needs a scale that no data gave: weights make theirs, functions outside the stubs need none.
 
     Where all scales come from a checkpoint nobody knows which functions lie outside; one that lies inside raises when
@@ -194,7 +194,7 @@ def convert_modules(model: nn.Module, remove_qconfig: bool) -> None:
         raise PrepareError(f"{type(model).__name__} is {stage}; convert takes a prepared and calibrated model")
     if model.training:
         raise StateError("convert needs model.eval() first; the model is in training mode")
-    missing = [name for name, fake_quant in named_fake_quants(model) if _misses_scale(model, name, fake_quant)]
+    missing = [name for name, fake_quant in named_fake_quants(model) if misses_scale(model, name, fake_quant)]
     if missing:
         raise NotCalibratedError(
             f"{len(missing)} activations have no scale: {', '.join(missing[:8])}{' ...' if len(missing) > 8 else ''}; "

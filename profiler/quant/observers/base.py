@@ -147,6 +147,11 @@ class ObserverBase(nn.Module):
         self.min_val, self.max_val = -absmax.to(torch.float32), absmax.to(torch.float32)
         self._begin_from_bounds()
 
+    def forget(self) -> None:
+        """Be as new: nothing was observed."""
+        nothing = torch.tensor([], device=self.min_val.device)
+        self.load_state_dict({"min_val": nothing, "max_val": nothing.clone()}, strict=False)
+
     def extra_repr(self) -> str:
         return f"min_val={self.min_val!r}, max_val={self.max_val!r}"
 
