@@ -173,7 +173,7 @@ class BoundaryPlanner:
         if source not in self._stubs:
             stub_qconfig = qconfig if qconfig.activation is not None else self._default
             if qconfig.input is not None:
-                stub_qconfig = replace(qconfig, activation=qconfig.input)
+                stub_qconfig = replace(qconfig, activation=qconfig.input, fallback_from="", fallback_reason="")
             if stub_qconfig is None:
                 return source
             stub = QuantStub()
