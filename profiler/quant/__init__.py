@@ -2,6 +2,8 @@
 
 from profiler.quant import ops
 from profiler.quant.affine import qinfo, qint4, qint8, qint16, qint32
+from profiler.quant.calibration.auto import auto_calibrate, auto_calibration
+from profiler.quant.calibration.reconstruction import weight_reconstruction
 from profiler.quant.checking.check import check_qat_model
 from profiler.quant.consistency import ConsistencyStrategy
 from profiler.quant.deploy.check import check_model
@@ -33,6 +35,20 @@ from profiler.quant.observers import (
     MovingAveragePerChannelMinMaxObserver,
     MSEObserver,
     PercentileObserver,
+)
+from profiler.quant.ops.colour import (
+    bgr2centered_gray,
+    bgr2centered_yuv,
+    bgr2gray,
+    bgr2rgb,
+    bgr2yuv,
+    centered_yuv2bgr,
+    centered_yuv2rgb,
+    rgb2bgr,
+    rgb2centered_gray,
+    rgb2centered_yuv,
+    rgb2gray,
+    rgb2yuv,
 )
 from profiler.quant.ops.float_functional import FloatFunctional
 from profiler.quant.ops.module_forms import (
@@ -131,6 +147,15 @@ __all__ = [
     "Sqrt",
     "Tracer",
     "_LearnableFakeQuantize",
+    "bgr2centered_gray",
+    "bgr2centered_yuv",
+    "bgr2gray",
+    "bgr2rgb",
+    "bgr2yuv",
+    "centered_yuv2bgr",
+    "centered_yuv2rgb",
+    "auto_calibrate",
+    "auto_calibration",
     "check_deploy_device",
     "check_model",
     "check_qat_model",
@@ -173,6 +198,11 @@ __all__ = [
     "qint8",
     "qint16",
     "qint32",
+    "rgb2bgr",
+    "rgb2centered_gray",
+    "rgb2centered_yuv",
+    "rgb2gray",
+    "rgb2yuv",
     "reset_part",
     "set_fake_quantize",
     "set_march",
@@ -182,5 +212,6 @@ __all__ = [
     "set_state_policy",
     "unfreeze_part",
     "visualize_model",
+    "weight_reconstruction",
     "wrap",
 ]
