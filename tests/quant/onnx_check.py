@@ -26,6 +26,7 @@ def assert_equals_onnx(
     opt: int = 2,
     float_relative: float = FLOAT_RELATIVE,
     num_codes: int | None = None,
+    example: Any = None,
 ) -> Exported:
     """Every integer tensor that an op gives equals the one in ONNX Runtime; final float outputs to 1e-6 relative.
 
@@ -36,12 +37,14 @@ def assert_equals_onnx(
         opt: graph optimisation level of ONNX Runtime, 0 to 3.
         float_relative: largest error of a float output, of the output's largest magnitude.
         num_codes: how many integer tensors there must be at least; by default at least one.
+        example: instead of `inputs`: a tuple of them, or a dict by parameter name.
     """
-    exported = record_model(model, inputs, mark_ops=True)
+    given = inputs if example is None else example
+    exported = record_model(model, given, mark_ops=True)
     onnx.checker.check_model(exported.proto, full_check=True)
     session = make_session(exported.proto, opt)
-    tensors = flat_tensors(*bind_inputs(model, inputs))
-    _assert_records_what_runs(model, inputs, exported)
+    tensors = flat_tensors(*bind_inputs(model, given))
+    _assert_records_what_runs(model, given, exported)
     marks = [mark for mark in exported.marks if mark.value]
     names = list(dict.fromkeys([mark.value for mark in marks] + exported.output_names))
     actual = dict(zip(names, run_session(session, exported.input_names, tensors, names), strict=True))
@@ -54,17 +57,21 @@ def assert_equals_onnx(
     return exported
 
 
-def assert_free_batch(model: nn.Module, *inputs: Any, sizes: Sequence[int] = (1, 2, 3, 6)) -> Exported:
+def assert_free_batch(
+    model: nn.Module, *inputs: Any, sizes: Sequence[int] = (1, 2, 3, 6), example: Any = None
+) -> Exported:
     """The file with a free batch size gives every integer of the model at several sizes, with rows of other contents.
 
     Args:
         model: converted model in eval.
         inputs: what its forward takes.
         sizes: batch sizes to run.
+        example: instead of `inputs`: a tuple of them, or a dict by parameter name.
     """
+    given = inputs if example is None else example
     record = partial(record_model, model, mark_ops=True)
-    batch = BatchInputs.of(model, inputs, None)
-    freed = free_batch(record(inputs), batch, record, 2)
+    batch = BatchInputs.of(model, given, None)
+    freed = free_batch(record(given), batch, record, 2)
     onnx.checker.check_model(freed.proto, full_check=True)
     session = make_session(freed.proto, 2)
     values = {mark.name: mark.value for mark in freed.marks if mark.value}
