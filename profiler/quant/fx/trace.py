@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from profiler.errors import PrepareError
 from profiler.quant.fx.arguments import python_arguments
-from profiler.quant.fx.in_place import write_through_view
+from profiler.quant.fx.in_place import InPlaceProxy, write_that_is_lost
 from profiler.quant.fx.wrapped import register_wrapped
 from profiler.quant.modules import is_leaf
 from profiler.quant.naming import canonical_function_name, join, join_blocks, op_name, wrapped_name
@@ -105,6 +105,10 @@ class QuantTracer(fx.Tracer):
         while scope in self._scopes:
             self._scopes.pop()
 
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """A proxy that knows `x += y` from `x = x + y`."""
+        return InPlaceProxy(node, self)
+
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **named: Any) -> Any:
         """A proxy; a fixed argument keeps its placeholder in the signature, but the code gets its value."""
         if kind == "placeholder":
@@ -148,13 +152,20 @@ class Traced:
     untraceable: dict[str, str]
 
 
-def trace(model: nn.Module, leaves: set[str] | None = None, example_inputs: tuple[Any, ...] | None = None) -> Traced:
+def trace(
+    model: nn.Module,
+    leaves: set[str] | None = None,
+    example_inputs: tuple[Any, ...] | None = None,
+    *,
+    is_quiet: bool = False,
+) -> Traced:
     """Trace a model; a submodule that cannot be traced stays a leaf, is named, and tracing starts again.
 
     Args:
         model: any module.
         leaves: paths that must stay leaves.
         example_inputs: positional inputs of one forward; those without tensors (None, a flag, a number) are fixed.
+        is_quiet: log no warning of what stays a leaf.
 
     Raises:
         PrepareError: the forward of the model itself cannot be traced.
@@ -176,16 +187,17 @@ def trace(model: nn.Module, leaves: set[str] | None = None, example_inputs: tupl
                     "end: put QuantStub and DeQuantStub into the model and call prepare_qat"
                 ) from error
             untraceable[tracer.failed] = f"cannot be traced symbolically ({reason})"
-            _LOGGER.warning("%s %s: it stays in float", tracer.failed, untraceable[tracer.failed])
+            if not is_quiet:
+                _LOGGER.warning("%s %s: it stays in float", tracer.failed, untraceable[tracer.failed])
     raise PrepareError(f"{type(model).__name__}: more than {_MAX_RETRIES} submodules cannot be traced")
 
 
 def _traced_graph(tracer: QuantTracer, model: nn.Module) -> fx.Graph:
     graph = tracer.trace(model)
-    written = write_through_view(graph)
-    if written is not None:
-        tracer.failed = written.meta["scope"] or None
-        raise NotImplementedError(f"{written.meta['function']} overwrites a view of a value that is read again later")
+    lost = write_that_is_lost(graph, model)
+    if lost is not None:
+        tracer.failed = lost[0].meta["scope"] or None
+        raise NotImplementedError(lost[1])
     return graph
 
 
