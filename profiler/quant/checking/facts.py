@@ -126,7 +126,7 @@ def describe_observer(fake_quant: FakeQuantize | None) -> str:
     if observer.is_fixed:
         scales = torch.as_tensor(fake_quant.scale).detach().reshape(-1)
         more = f", ... {scales.numel()} channels" if scales.numel() > 1 else ""
-        text = f"{type(observer).__name__}(scale={float(scales[0]):.8g}{more})"
+        text = f"{type(observer).__name__}(scale={float(scales[0]):.7g}{more})"
     return text if type(fake_quant) is FakeQuantize else f"{type(fake_quant).__name__}({text})"
 
 
