@@ -115,8 +115,12 @@ def prepare(model: nn.Module, qconfig_setter: QconfigSetter) -> Any:
 
 def dtypes_of(prepared: nn.Module) -> dict[tuple[str, str], str]:
     """Dtype of each port as it really is; automatic stubs have the key ("stubs", path)."""
-    found = {}
+    found: dict[tuple[str, str], str] = {}
+    ops: list[str] = []  # attention is one op: nothing inside it is looked at
     for path, module in prepared.named_modules():
+        if any(path.startswith(f"{op}.") for op in ops):
+            continue
+        ops += [path] if hasattr(module, "to_integer") else []
         if isinstance(module, FakeQuantStub) and module.is_automatic:
             found["stubs", path] = module.activation_post_process.dtype
         elif hasattr(module, "to_integer"):
