@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from profiler.errors import PrepareError
 from profiler.quant.fx.arguments import python_arguments
 from profiler.quant.fx.in_place import InPlaceProxy, write_that_is_lost
-from profiler.quant.fx.wrapped import register_wrapped
+from profiler.quant.fx.wrapped import register_wrapped, unregister_wrapped
 from profiler.quant.modules import is_leaf
 from profiler.quant.naming import canonical_function_name, join, join_blocks, op_name, wrapped_name
 from profiler.quant.ops.functional import tensors_in
@@ -176,10 +176,9 @@ def trace(
         tracer = QuantTracer({*(leaves or ()), *untraceable}, fixed)
         try:
             with _ConstantCalls(tracer):
-                graph = _traced_graph(tracer, model)
-            register_wrapped(model, tracer.wrapped)
-            return Traced(graph, untraceable)
+                return Traced(_traced_graph(tracer, model), untraceable)
         except Exception as error:
+            unregister_wrapped(model, tracer.wrapped)
             reason = _describe(error)
             if not tracer.failed or tracer.failed in untraceable:
                 raise PrepareError(
@@ -194,6 +193,7 @@ def trace(
 
 def _traced_graph(tracer: QuantTracer, model: nn.Module) -> fx.Graph:
     graph = tracer.trace(model)
+    register_wrapped(model, tracer.wrapped)
     lost = write_that_is_lost(graph, model)
     if lost is not None:
         tracer.failed = lost[0].meta["scope"] or None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import CodeType
 from typing import Any
 
@@ -77,6 +77,15 @@ def register_wrapped(model: nn.Module, calls: dict[str, tuple[Callable[..., Any]
             model.get_submodule(parent).add_module(name, Wrapped(run, owner))
             for module in model.get_submodule(path).modules():
                 module.__dict__[KEPT] = True
+
+
+def unregister_wrapped(model: nn.Module, calls: Iterable[str]) -> None:
+    """Take away what `register_wrapped` put in."""
+    for path in calls:
+        parent, _, name = path.rpartition(".")
+        host = model.get_submodule(parent)._modules.pop(name, None)
+        for module in host.modules() if host is not None else ():
+            module.__dict__.pop(KEPT, None)
 
 
 def is_wrapped(module: nn.Module) -> bool:
