@@ -29,6 +29,7 @@ from profiler.quant import (
     wrap,
 )
 from profiler.quant.ops.gemm import FakeQuantGemm, IntegerGemm
+from profiler.quant.quantize import quantize
 from tests.quant.onnx_check import assert_equals_onnx
 from tests.quant.stages import FRONT_ENDS, calibrate
 
@@ -149,6 +150,18 @@ def test_r21_eager_flow_is_not_changed_by_wrap() -> None:
     eager, convert = FRONT_ENDS["eager"]
     results = [convert(eager(net, data))(data[0]) for net in (wrapped, plain)]
     assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("net", [Refining, WithoutStubs])
+def test_r21_recorded_front_end_follows_wrapped_code(net: type[Refining]) -> None:
+    model, data = net().eval(), batches()
+    stages = quantize(model, data, frontend="record")
+    wanted = ["step.abs_0", "step.max_0", "refine", "step.relu_0", "step.add_0", "add_0", "head"]
+    for stage in (stages.calib, stages.quantized):
+        assert [name for name in op_names(stage, data[0]) if name in wanted] == wanted
+    assert isinstance(stages.quantized.refine, IntegerGemm)
+    assert {e.op: e.actual for e in stages.effects}["step.add_0"] == "qint8"
+    assert close(stages.quantized(data[0]), model(data[0]))
 
 
 def test_r21_training_flag_reaches_wrapped_code_and_gradients_reach_its_modules() -> None:

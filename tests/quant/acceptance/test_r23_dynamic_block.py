@@ -18,6 +18,7 @@ from profiler.quant import (
     prepare_qat_fx,
     wrap,
 )
+from profiler.quant.quantize import quantize
 from tests.quant.acceptance.test_r21_wrap import QCONFIG, batches, close, op_names
 from tests.quant.onnx_check import assert_equals_onnx
 from tests.quant.stages import FRONT_ENDS, calibrate
@@ -60,6 +61,19 @@ def test_r23_changing_trip_count_has_one_module_per_call_site_in_the_eager_flow(
         assert [n for n in found if "add" in n] == [
             "net.add_0", "net.Body.add_0", "net.Body.add_1", "net.Body.add_0(1)", "net.Body.add_1(1)", "net.add_1",
         ]  # fmt: skip
+
+
+@pytest.mark.parametrize("frontend", ["record", "auto"])
+def test_r23_changing_trip_count_is_recorded_with_one_module_per_call_site(frontend: str) -> None:
+    model = Looping().eval()
+    data = [(x, trips) for x, trips in zip(batches(), (2, 3, 1, 4), strict=True)]
+    stages = quantize(model, data, frontend=frontend)
+    assert stages.frontend == "record"
+    assert [n for n in stages.quantized._modules if n.startswith("_generated")] == [
+        "_generated_add_0", "_generated_Body__add_0", "_generated_Body__add_1", "_generated_add_1",
+    ]  # fmt: skip
+    for trips in (1, 2, 5):
+        assert close(stages.quantized(data[0][0], trips), model(data[0][0], trips))
 
 
 class _Pairs(nn.Module):

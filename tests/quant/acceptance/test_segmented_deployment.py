@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,9 @@ from torch import Tensor, nn
 from profiler.quant import (
     DeQuantStub,
     QuantStub,
+    compile_model,
     convert,
+    load_compiled,
     prepare_qat,
 )
 from sample_models.train_yolov3 import train_detector
@@ -58,6 +61,25 @@ class SecondSegment(nn.Module):
 
     def forward(self, levels: Any) -> Any:
         return self.bbox_head(self.neck(tuple(stub(y) for stub, y in zip(self.cut, levels, strict=True))))
+
+
+def test_r36_files_of_both_segments_equal_the_file_of_the_whole_bit_for_bit(tmp_path: Path) -> None:
+    whole = prepare_qat(configure(CutDetector(detector())))
+    calibrate(whole)
+    quantized_model = convert(whole.eval())
+    first, second = FirstSegment(quantized_model).eval(), SecondSegment(quantized_model).eval()
+    between = first(IMAGES)
+    assert equal(second(between), quantized_model(IMAGES))
+
+    compiled = []
+    for name, part, given in (("first", first, [IMAGES]), ("second", second, [between])):
+        assert compile_model(part, given, tmp_path / f"{name}.onnx") == 0
+        compiled.append(load_compiled(tmp_path / f"{name}.onnx"))
+    assert compile_model(quantized_model, [IMAGES], tmp_path / "whole.onnx") == 0
+    sent = compiled[0](IMAGES)
+    assert equal(sent, between)
+    assert equal(compiled[1](sent), load_compiled(tmp_path / "whole.onnx")(IMAGES))
+    assert equal(compiled[1](sent), quantized_model(IMAGES))
 
 
 @pytest.mark.parametrize("stage", ["calib", "qat"])
