@@ -13,7 +13,7 @@ from torch import nn
 
 from benchmarks._nets import MobileNetShape, ResNetShape, settled
 from benchmarks.speed import BATCH, calibrated, interleaved
-from profiler.capture.batches import Batch
+from profiler.quant.batches import Batch
 from profiler.capture.lockstep import run_pair
 from profiler.capture.stage import Stage
 from profiler.quant import set_march

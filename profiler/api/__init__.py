@@ -26,7 +26,8 @@ def model_profiler(
     kwargs_dict: dict[str, dict[str, Any]] | None = None,
     *,
     march: str | None = None,
-    qconfig_dict: dict[str, Any] | None = None,
+    qconfig_dict: Any = None,
+    frontend: str = "auto",
     batch_process_func: Callable[[Any], Any] | None = None,
     evaluate: Callable[[nn.Module], float] | None = None,
     num_batches: int = 32,
@@ -51,7 +52,9 @@ def model_profiler(
         out_dir: folder of the report; `./profiler_out` if None.
         kwargs_dict: second form: arguments of the original's tools by tool name.
         march: target, for example "bayes"; the one set by `set_march`, else BAYES.
-        qconfig_dict: as `prepare_qat_fx` takes it; by default int8 calibration with high-precision outputs.
+        qconfig_dict: as `prepare_qat_fx` takes it, a QConfig or a QconfigSetter; by default int8 calibration with
+            high-precision outputs.
+        frontend: "auto", "fx" (symbolic tracing) or "record" (recorded runs); see `profiler.quant.quantize`.
         batch_process_func: turns a batch of the data into what the model takes.
         evaluate: `evaluate(model) -> number`, called on every stage.
         num_batches: how many batches of the data are used, at most.
@@ -74,6 +77,7 @@ def model_profiler(
         out_dir=Path(out_dir if out_dir is not None else DEFAULT_OUT_DIR),
         march=march,
         qconfig_dict=qconfig_dict,
+        frontend=frontend,
         batch_process_func=batch_process_func,
         evaluate=evaluate,
         num_batches=num_batches,

@@ -25,7 +25,8 @@ class Options:
 
     out_dir: Path
     march: str | None = None
-    qconfig_dict: dict[str, Any] | None = None
+    qconfig_dict: Any = None
+    frontend: str = "auto"
     batch_process_func: Callable[[Any], Any] | None = None
     evaluate: Callable[[nn.Module], float] | None = None
     num_batches: int = 32
@@ -42,6 +43,7 @@ class Options:
         return {
             "march": str(self.march),
             "num_batches": str(self.num_batches),
+            "frontend": self.frontend,
             "qconfig_dict": "default" if self.qconfig_dict is None else repr(self.qconfig_dict),
             "evaluate": getattr(self.evaluate, "__qualname__", str(self.evaluate)),
             "batch_process_func": getattr(self.batch_process_func, "__qualname__", str(self.batch_process_func)),
@@ -93,28 +95,3 @@ def require_writable(out_dir: Path) -> None:
             f"out_dir {str(out_dir)!r} cannot be written: {place}: {error.strerror or error}; pass another out_dir, "
             "or make it a writable folder"
         ) from error
-
-
-def require_usable_weights(model: nn.Module) -> None:
-    """Refuse a model in half precision, or with NaN or Inf in its parameters or buffers.
-
-    Raises:
-        ModelError: names the tensors, their dtype, or how many of their values are bad.
-    """
-    tensors = [(n, t) for n, t in [*model.named_parameters(), *model.named_buffers()] if t.is_floating_point()]
-    half = [(name, tensor.dtype) for name, tensor in tensors if tensor.dtype in (torch.float16, torch.bfloat16)]
-    if half:
-        raise ModelError(
-            f"{type(model).__name__}: {half[0][0]} is {half[0][1]}; expected float32, whose rounding hides no error of "
-            "int8: pass model.float() and float32 data"
-        )
-    bad = [
-        f"{name}: {int((~torch.isfinite(tensor)).sum())} of {tensor.numel()} values"
-        for name, tensor in tensors
-        if not bool(torch.isfinite(tensor).all())
-    ]
-    if bad:
-        raise ModelError(
-            f"{type(model).__name__} has NaN or Inf in its weights ({'; '.join(bad[:5])}{' ...' if bad[5:] else ''}); "
-            "no scale can be made from them: load a sound checkpoint"
-        )

@@ -6,17 +6,18 @@ from typing import Any, get_args
 
 from torch import nn
 
-from profiler.api.options import Options, chosen_march, require_usable_weights, require_writable
+from profiler.api.options import Options, chosen_march, require_writable
 from profiler.api.report_data import write_run
 from profiler.api.workflow import compare_stages, evaluate_stages
 from profiler.capture.assemble import comparison_record
-from profiler.capture.batches import take_batches
 from profiler.capture.state_facts import state_record
 from profiler.errors import ConfigError
 from profiler.profile_report import ProfileReport
+from profiler.quant.batches import take_batches
 from profiler.quant.policy import state_policy
 from profiler.quant.states import FakeQuantState, set_fake_quantize
 from profiler.quant.swap import LEAVES_ATTRIBUTE, copy_in_eval, is_prepared
+from profiler.quant.usable import require_usable_weights
 from profiler.records import Mode
 
 TOOLS = (

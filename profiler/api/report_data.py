@@ -16,9 +16,9 @@ from profiler.analysis.findings import run_rules
 from profiler.analysis.rank import rank
 from profiler.analysis.summary import verdict
 from profiler.api.options import Options
-from profiler.capture.batches import Batch, fingerprint, update_digest
 from profiler.metrics.registry import all_metrics
 from profiler.profile_report import ProfileReport
+from profiler.quant.batches import Batch, fingerprint, update_digest
 from profiler.quant.states import journal_of
 from profiler.quant.swap import EFFECTS_ATTRIBUTE
 from profiler.records import Comparison, Effect, ReportData, StageMetric, StateRecord

@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from profiler.api.options import Options, chosen_march, require_usable_weights, require_writable
+from profiler.api.options import Options, chosen_march, require_writable
 from profiler.api.report_data import write_run
 from profiler.capture.assemble import comparison_record
-from profiler.capture.batches import Batch, require_same_flags, take_batches
-from profiler.capture.lockstep import PairRun, forward_error, run_pair
+from profiler.capture.lockstep import PairRun, run_pair
 from profiler.capture.stage import Stage
 from profiler.capture.state_facts import state_record
-from profiler.errors import ModelError, NotCalibratedError, PrepareError, ProfilerError, UnsupportedOpError
+from profiler.errors import ModelError, NotCalibratedError, UnsupportedOpError
 from profiler.profile_report import ProfileReport
+from profiler.quant.batches import Batch, take_batches
+from profiler.quant.calibrating import run_forward
 from profiler.quant.eager.convert import convert
-from profiler.quant.fx.parts import drop_unused_parts, prepare_traceable
-from profiler.quant.ops.registry import spec_of_module
 from profiler.quant.policy import state_policy
-from profiler.quant.qconfig import default_calib_8bit_fake_quant_qconfig
+from profiler.quant.quantize import as_network, calibrated_stages
 from profiler.quant.states import FakeQuantState, named_fake_quants, set_fake_quantize
-from profiler.quant.swap import LEAVES_ATTRIBUTE, copy_in_eval, copy_model, is_converted
+from profiler.quant.swap import LEAVES_ATTRIBUTE, copy_in_eval, is_converted
+from profiler.quant.usable import require_usable_weights
 from profiler.records import StageMetric, StateRecord
 
 
@@ -47,38 +46,12 @@ def profile_model(model: nn.Module, data: Any, options: Options) -> ProfileRepor
 def _profile_float(
     model: nn.Module, batches: Sequence[Batch], options: Options, notes: tuple[str, ...]
 ) -> ProfileReport:
-    reference = _as_network(copy_in_eval(model))
-    run_forward(reference, batches[0], "float", 0)
-    require_same_flags(batches)
-    known = evaluate_stages({"float": copy_model(reference)} if options.evaluate else {}, options)
-    qconfig_dict = options.qconfig_dict or {"": default_calib_8bit_fake_quant_qconfig}
-    options.tell("prepare", 0, 1)
-    calib = prepare_traceable(
-        reference,
-        qconfig_dict,
-        example_inputs=batches[0].positional(reference),
-        high_precision_outputs=options.qconfig_dict is None,
-    )
-    calib.eval()
-    if not any(True for _ in named_fake_quants(calib)):
-        raise PrepareError(
-            f"{type(model).__name__}: no op of this model has a quantized form, so there is nothing to compare"
-        )
-    options.tell("prepare", 1, 1)
-    calibrate(calib, reference, batches, options)
-    dropped = drop_unused_parts(calib)
-    unused = (f"{', '.join(dropped)} never ran in the batches and stayed in float",) if dropped else ()
-    was_training = (
-        (f"{type(model).__name__} was in training mode: a copy in eval was profiled",) if model.training else ()
-    )
+    run_forward(as_network(copy_in_eval(model)), batches[0], "float", 0)
+    known = evaluate_stages({"float": copy_in_eval(model)} if options.evaluate else {}, options)
+    stages = calibrated_stages(model, batches, options.qconfig_dict, frontend=options.frontend, tell=options.tell)
     return _compare_and_write(
-        model, reference, calib, "calib", batches, options, (*notes, *was_training, *unused), known=known
+        model, stages.float, stages.calib, "calib", batches, options, (*notes, *stages.notes), known=known
     )
-
-
-def _as_network(model: nn.Module) -> nn.Module:
-    """A model that is one op, such as nn.Linear, as a network of that op."""
-    return nn.Sequential(OrderedDict(model=model)) if spec_of_module(model) is not None else model
 
 
 def _profile_prepared(
@@ -129,48 +102,6 @@ def _compare_and_write(
         stage_metrics=evaluate_stages(stages, options, known, more_notes),
         notes=more_notes,
     )
-
-
-def calibrate(calib: nn.Module, reference: nn.Module, batches: Sequence[Batch], options: Options) -> None:
-    """Observe all batches, then put the model into VALIDATION.
-
-    Raises:
-        ModelError: the float model raises on a batch; PrepareError: only the prepared model does.
-    """
-    calib.eval()
-    set_fake_quantize(calib, FakeQuantState.CALIBRATION)
-    for index, batch in enumerate(batches):
-        options.tell("calibrate", index, len(batches))
-        try:
-            run_forward(calib, batch, "calib", index, is_first=False)
-        except PrepareError:
-            run_forward(reference, batch, "float", index)
-            raise
-    options.tell("calibrate", len(batches), len(batches))
-    calib.eval()
-    set_fake_quantize(calib, FakeQuantState.VALIDATION)
-
-
-def run_forward(model: nn.Module, batch: Batch, stage: str, index: int, *, is_first: bool = True) -> Any:
-    """One plain forward without gradients.
-
-    Args:
-        model: a stage.
-        batch: arguments of its forward.
-        stage: name of the stage.
-        index: number of the batch.
-        is_first: no other stage has run this batch.
-
-    Raises:
-        DataError, ModelError, PrepareError: the forward raised; see `forward_error`.
-    """
-    try:
-        with torch.no_grad():
-            return batch.run(model)
-    except ProfilerError:
-        raise
-    except Exception as error:
-        raise forward_error(stage, index, batch, error, is_first=is_first) from error
 
 
 def compare_stages(

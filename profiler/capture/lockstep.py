@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import _pop_mode_temporarily
 
-from profiler.capture.batches import Batch
 from profiler.capture.hooks import OpCall, Recorder, recording
 from profiler.capture.pairing import Pairing, Partner
 from profiler.capture.stage import OpFacts, Stage, real_values
-from profiler.errors import DataError, ModelError, PrepareError, ProfilerError
+from profiler.errors import ProfilerError
 from profiler.metrics.difference import PairSums
 from profiler.metrics.distribution import QuantErrorSums
+from profiler.quant.batches import Batch
+from profiler.quant.calibrating import forward_error
 from profiler.quant.ops.functional import tensors_in
 from profiler.quant.policy import state_policy
 from profiler.quant.qtensor import QTensor
@@ -127,24 +128,6 @@ def forward_recorded(stage: Stage, batch: Batch, index: int, recorder: Recorder,
     if recorder.own_error is not None:
         raise recorder.own_error
     return result
-
-
-def forward_error(
-    stage: str, index: int, batch: Batch, error: Exception, current: str = "", *, is_first: bool
-) -> ProfilerError:
-    """What to raise where the forward of a stage raised.
-
-    Returns:
-        DataError for the first batch (it does not fit the model), ModelError for a later one; PrepareError where an
-        earlier stage of the model takes the batch.
-    """
-    place = f"; the last op that began was {current}" if current else ""
-    what = f"{stage} model, batch {index} ({batch.shapes}): forward raised {type(error).__name__}: {error}{place}; "
-    if not is_first:
-        return PrepareError(what + "the stage before it takes this batch: set qconfig = None on the part that fails")
-    kind = DataError if index == 0 else ModelError
-    advice = "check that the batch is what the model expects (shape, dtype, preprocessing), or pass batch_process_func"
-    return kind(what + advice)
 
 
 class _BatchPair:

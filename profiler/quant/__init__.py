@@ -91,6 +91,7 @@ from profiler.quant.qconfig import (
     get_qconfig,
 )
 from profiler.quant.qtensor import QTensor
+from profiler.quant.quantize import Stages, quantize
 from profiler.quant.requantize import set_requantization
 from profiler.quant.setters.sensitivity import SensitivityTemplate
 from profiler.quant.setters.setter import QconfigSetter
@@ -145,6 +146,7 @@ __all__ = [
     "SensitivityTemplate",
     "Sin",
     "Sqrt",
+    "Stages",
     "Tracer",
     "_LearnableFakeQuantize",
     "auto_calibrate",
@@ -198,6 +200,7 @@ __all__ = [
     "qint8",
     "qint16",
     "qint32",
+    "quantize",
     "reset_part",
     "rgb2bgr",
     "rgb2centered_gray",

@@ -12,7 +12,6 @@ from profiler.analysis.context import Context
 from profiler.analysis.findings import run_rules
 from profiler.analysis.rank import rank
 from profiler.capture.assemble import comparison_record
-from profiler.capture.batches import Batch
 from profiler.capture.lockstep import run_pair
 from profiler.capture.stage import Stage
 from profiler.capture.state_facts import state_record
@@ -31,6 +30,7 @@ from profiler.quant import (
     prepare_qat_fx,
     set_fake_quantize,
 )
+from profiler.quant.batches import Batch
 from profiler.quant.policy import state_policy
 from profiler.quant.swap import copy_model
 from profiler.records import Finding, LayerRecord

@@ -263,22 +263,39 @@ def test_flags_that_differ_between_batches_are_an_error() -> None:
             return y * 2 if double else y
 
     data = [{"x": batch(), "double": False}, {"x": batch(), "double": True}]
-    fails(DataError, ["batch 1", "'double': True", "'double': False", "profile each kind"], Flagged(), data)
+    fails(DataError, ["batch 1", "'double': True", "'double': False", "profile each kind"], Flagged(), data, frontend="fx")
+
+
+def test_flags_that_differ_between_batches_are_recorded_where_nothing_else_is_asked_for(tmp_path: Path) -> None:
+    class Flagged(Net):
+        def forward(self, x: Tensor, double: bool = False) -> Tensor:
+            y = super().forward(x)
+            return y * 2 if double else y
+
+    data = [{"x": batch(), "double": False}, {"x": batch(), "double": True}]
+    report = reports(Flagged(), data, tmp_path)
+    front_end = report.data.effects[0]
+    assert front_end.actual == "record"
+    assert "batch 1 has the arguments" in front_end.reason
+    assert any(layer.op_name == "mul_0" for layer in report.layers)
 
 
 def test_forward_that_raises_in_the_middle_of_the_comparison(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    class Third(Net):
-        """Raises on its third forward, whatever the batch: after calibration began."""
+    class Late(Net):
+        """Raises once calibration is over."""
 
-        count = 0
+        is_armed = False
 
         def forward(self, x: Tensor) -> Tensor:
-            Third.count += 1
-            if Third.count == 3:
+            if Late.is_armed:
                 raise RuntimeError("planted")
             return super().forward(x)
 
-    fails(ProfilerError, ["batch", "RuntimeError: planted"], Third(), [batch(), batch()], out_dir=tmp_path)
+    def progress(step: str, done: int, total: int) -> None:
+        Late.is_armed = Late.is_armed or step.startswith("compare")
+
+    given = {"out_dir": tmp_path, "progress": progress, "frontend": "record"}
+    fails(ProfilerError, ["batch", "RuntimeError: planted"], Late(), [batch(), batch()], **given)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -290,4 +307,4 @@ def test_flags_that_are_arrays_are_compared_by_value(tmp_path: Path) -> None:
     same = [{"x": batch(seed=i), "meta": np.array([1, 2])} for i in range(2)]
     reports(TakesMeta(), same, tmp_path)
     other = [same[0], {**same[1], "meta": np.array([1, 3])}]
-    fails(DataError, ["batch 1", "expected the same in all batches"], TakesMeta(), other)
+    fails(DataError, ["batch 1", "expected the same in all batches"], TakesMeta(), other, frontend="fx")

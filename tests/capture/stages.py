@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode
 
 from profiler.capture.assemble import comparison_record
-from profiler.capture.batches import Batch
 from profiler.capture.hooks import OpCall, Recorder, recording
 from profiler.capture.lockstep import PairRun, run_pair
 from profiler.capture.stage import Stage, real_values
@@ -25,6 +24,7 @@ from profiler.quant import (
     set_fake_quantize,
     set_march,
 )
+from profiler.quant.batches import Batch
 from profiler.records import Comparison, LayerRecord
 
 QCONFIG = default_calib_8bit_fake_quant_qconfig

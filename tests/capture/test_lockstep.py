@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from profiler.capture.batches import Batch
 from profiler.capture.lockstep import run_pair
 from profiler.capture.stage import Stage, real_values
 from profiler.errors import DataError, ModelError, PrepareError
+from profiler.quant.batches import Batch
 from profiler.quant.ops.gemm import FakeQuantGemm
 from tests.capture import awkward_models as nets
 from tests.capture.stages import assert_untouched, calibrated, compared, images, pair, record, row, stages

@@ -119,10 +119,10 @@ def test_called_counts_hold_no_observers_and_nothing_inside_ops() -> None:
 
 
 def test_called_counts_of_an_extra_leaf_count_it_and_not_its_parts() -> None:
-    from profiler.capture.batches import Batch
     from profiler.capture.lockstep import run_pair
     from profiler.capture.stage import Stage
     from profiler.capture.structure import called_counts
+    from profiler.quant.batches import Batch
 
     model = nets.SharedBlock()
     stage = Stage("calib", model)

@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from profiler.capture.batches import Batch
 from profiler.capture.lockstep import run_pair
 from profiler.capture.stage import Stage
 from profiler.errors import ConfigError
 from profiler.quant import FakeQuantState, convert_fx, default_calib_8bit_fake_quant_qconfig, prepare_qat_fx
 from profiler.quant import set_fake_quantize as set_state
 from profiler.quant.affine import Requantization, qinfo
+from profiler.quant.batches import Batch
 from profiler.quant.requantize import (
     FLOAT32_EXACT,
     carrier_dtype,

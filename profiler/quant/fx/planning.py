@@ -49,6 +49,7 @@ def plan_graph(
         The plan; and what became of each op and of each entry of the qconfigs.
     """
     functions_to_modules(model, graph)
+    _drop_unread(graph)
     entries = qconfigs(model, graph)
     fuse_graph(model, graph)
     plan = BoundaryPlanner(model, graph, auto_stubs=auto_stubs).run()
@@ -57,6 +58,14 @@ def plan_graph(
     narrow_inputs_of_fused_adds(model, graph, plan)
     effects = [*_swap(model, plan), *plan.effects, *entries]
     return plan, [*effects, *prepare_wrapped(model, graph)]
+
+
+def _drop_unread(graph: fx.Graph) -> None:
+    """Drop results that nobody reads from a trace: they run no more. In a recorded model they do."""
+    for node in reversed(graph.nodes):
+        is_call = node.op == "call_module" or (node.op not in ("placeholder", "output") and not node.is_impure())
+        if is_call and not node.users and "record" not in node.meta:
+            graph.erase_node(node)
 
 
 def _swap(model: nn.Module, plan: Plan) -> list[QuantEffect]:

@@ -16,7 +16,7 @@ from profiler.quant.calls import FunctionCall
 from profiler.quant.eager.dispatch import EagerDispatch, generate, is_in_place, run_generated
 from profiler.quant.eager.running import FQN_ATTRIBUTE, RUNNING
 from profiler.quant.modules import Identity
-from profiler.quant.naming import generated_name, join, op_name
+from profiler.quant.naming import join, op_name
 from profiler.quant.ops.functional import keeps_scale
 from profiler.quant.ops.gemm import Gemm
 from profiler.quant.ops.registry import Family, spec_of_function
@@ -31,6 +31,7 @@ from profiler.quant.swap import EFFECTS_ATTRIBUTE, QuantEffect, fake_quant_form
 
 PLAN_ATTRIBUTE = "quant_run_plan"
 ROLE_ATTRIBUTE = "quant_role"
+_COPIES_DATA = frozenset("tensor as_tensor asarray".split())  # they ask no argument for its class
 _STUBBED = "_quant_stubbed"
 _OTHER_PATH = "no recorded run called it: runs in float"
 
@@ -70,11 +71,13 @@ class RecordedDispatch(EagerDispatch):
 
     def call_function(self, call: FunctionCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one function, through its module where it has one."""
-        module = call.module._modules.get(generated_name(call.name, call.k))
+        if call.name in _COPIES_DATA:
+            with torch._C.DisableTorchFunction():
+                args, kwargs = to_float(resolved(args)), to_float(resolved(kwargs))
+            return call.func(*args, **kwargs)
+        module = call.module._modules.get(call.attribute)
         target = args[0] if args and isinstance(args[0], Tensor) and is_in_place(call) else None
-        if isinstance(module, DeferredProduct):
-            return module(args[0])
-        if isinstance(module, Identity):
+        if isinstance(module, Identity):  # fused away
             return module(args[0])
         if _is_fused_elsewhere(module, args):
             module = None
@@ -144,7 +147,7 @@ class RecordedDispatch(EagerDispatch):
     def _late_module(self, call: FunctionCall, args: Any, kwargs: Any) -> nn.Module | None:
         """A quantizer for a function that no record had; made while observing."""
         spec = spec_of_function(call.name)
-        name = generated_name(call.name, call.k)
+        name = call.attribute
         path = join(call.module.__dict__.get(FQN_ATTRIBUTE, ""), name)
         has_own_scale = spec is not None and spec.family in (Family.FUNCTION, Family.COMPOSITE)
         if spec is None or not has_own_scale or path in self.plan.recorded or keeps_scale(spec, args, kwargs):

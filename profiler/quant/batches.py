@@ -27,6 +27,10 @@ class Batch:
         """One forward on copies of the tensors, so that in-place models cannot change the user's data."""
         return model(*_clone(self.args), **_clone(self.kwargs))
 
+    def clone(self) -> Batch:
+        """The same arguments with copies of the tensors."""
+        return Batch(_clone(self.args), _clone(self.kwargs))
+
     def positional(self, model: nn.Module) -> tuple[Any, ...]:
         """Copies of the arguments in the order of the forward's parameters, defaults filled in."""
         bound = inspect.signature(model.forward).bind(*_clone(self.args), **_clone(self.kwargs))
