@@ -3,96 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import fx, nn
 
-from profiler.quant.affine import qint8
 from profiler.quant.fx.fuse import fusion_groups
+from profiler.quant.fx.wrapped import wrapped_targets
 from profiler.quant.modules import Identity, class_name, is_leaf
 from profiler.quant.naming import op_name
 from profiler.quant.ops.epilogue import Epilogue
 from profiler.quant.ops.float_functional import FloatFunctional
 from profiler.quant.ops.functional import spec_of_op
 from profiler.quant.ops.registry import Family, OpSpec
-from profiler.quant.qconfig import QConfig
-from profiler.quant.setters.ports import FLOAT, INPUT, OUTPUT, WEIGHT
+from profiler.quant.setters.ports import FLOAT, INPUT, OUTPUT
+from profiler.quant.setters.settable import Port, SettableOp, ports_of
 from profiler.quant.stubs import DeQuantStub
-
-_WITHOUT_PORTS = {
-    Family.SCALE_KEEPING: "it keeps the dtype and scale of its input; name the op that feeds it",
-    Family.INDEX: "its result is not quantized",
-    Family.STUB: "its result is float",
-}
-
-
-@dataclass
-class Port:
-    """Dtype and threshold of one port, and who asked for them."""
-
-    dtype: str
-    threshold: float | None = None
-    frozen_by: str = ""
-    is_named: bool = False  # a template names this op itself, no prefix of it
-
-    def __str__(self) -> str:
-        return self.dtype if self.threshold is None else f"{self.dtype} with threshold {self.threshold:g}"
-
-
-@dataclass
-class SettableOp:
-    """One op as it will be after fusion.
-
-    Attributes:
-        name: op name.
-        path: path of the module that stays after fusion.
-        modules: modules of the fused group, else the op's own.
-        names: all names that mean this op: paths and op names of its modules.
-        spec: operator, or None where it runs in float.
-        base: qconfig that it would have without templates.
-        ports: by name; those that it does not have are missing.
-        calls: nodes that take its inputs.
-        results: nodes whose users read its output.
-        has_add: it is a weighted op fused with an add.
-        is_outside: all its inputs are float, and it is no op that has them quantized.
-        fallback: dtype of the output that a template asked for and why it is not so, or "" and "".
-    """
-
-    name: str
-    path: str
-    modules: list[nn.Module]
-    names: set[str]
-    spec: OpSpec | None
-    base: QConfig | None
-    ports: dict[str, Port] = field(default_factory=dict)
-    calls: list[fx.Node] = field(default_factory=list)
-    results: list[fx.Node] = field(default_factory=list)
-    has_add: bool = False
-    is_outside: bool = False
-    fallback: tuple[str, str] = ("", "")
-
-    @property
-    def family(self) -> Family | None:
-        return None if self.spec is None else self.spec.family
-
-    @property
-    def runs_in_float(self) -> bool:
-        """Whether the op reads and gives float values."""
-        return self.base is None or self.spec is None or self.is_outside
-
-    def why_not(self, port: str) -> str:
-        """Why the op lacks a port."""
-        if self.base is None:
-            return "qconfig is None: it runs in float"
-        if self.is_outside:
-            return "its inputs are float: it runs in float"
-        if not self.ports:
-            reason = _WITHOUT_PORTS.get(self.family) if self.family is not None else None
-            return reason or "it has no quantized form: it runs in float"
-        if port == WEIGHT:
-            return "it has no weight of its own dtype"
-        return f"it has no {port} that can be set"
 
 
 class Network:
@@ -111,7 +37,7 @@ class Network:
         self.ops: list[SettableOp] = []
         self._op_of: dict[int, SettableOp] = {}
         if graph is None:
-            self._add_modules()
+            self._add_modules(root)
         else:
             self._add_nodes(graph)
 
@@ -216,6 +142,8 @@ class Network:
             op.is_outside = not keeps_scale and op.base is not None and not any(regions[c].is_inside for c in op.calls)
             if keeps_scale or op.is_outside:
                 op.ports.clear()
+        for target in wrapped_targets(self.root, graph):
+            self._add_modules(self.root.get_submodule(target))
 
     def _add_op(self, home: str, chain: list[fx.Node]) -> SettableOp:
         modules = [self._module(node) for node in chain]
@@ -226,11 +154,15 @@ class Network:
             self._op_of[id(module)] = op
         return op
 
-    def _add_modules(self) -> None:
-        for path, module in self.root.named_modules():
-            if is_leaf(module) and not isinstance(module, Identity):
+    def _add_modules(self, host: nn.Module) -> None:
+        """Add what no graph shows: ops of the eager front end, or of wrapped code."""
+        for module in host.modules():
+            if id(module) in self._op_of or isinstance(module, Identity):
+                continue
+            path = self.paths[id(module)][0]
+            if is_leaf(module):
                 self._op_of[id(module)] = self._make(path, [module], spec_of_op(module))
-            elif not is_leaf(module):  # what its forward calls as functions takes its qconfig
+            elif self.graph is None:  # what its forward calls as functions takes its qconfig
                 op = self._make(path, [module], None)
                 op.name = f"functions in {path or class_name(module)}"
                 op.ports = {} if op.base is None else {OUTPUT: Port(op.base.activation_dtype)}
@@ -241,7 +173,7 @@ class Network:
         op = SettableOp(op_name(path), path, modules, names, spec, base)
         op.has_add = getattr(modules[0], "epilogue", Epilogue()).has_add
         if base is not None and (spec is not None or isinstance(modules[0], FloatFunctional)):
-            op.ports = _ports(modules[0], spec, base)
+            op.ports = ports_of(modules[0], spec, base)
         self.ops.append(op)
         return op
 
@@ -264,6 +196,10 @@ def _regions(graph: fx.Graph, network: Network) -> dict[fx.Node, _Region]:
         before = [regions[n] for n in node.all_input_nodes]
         op = network.op_of(node)
         is_readable = any(r.is_readable for r in before)
+        if op is not None and op.base is not None and op.is_followed and is_readable:
+            ends = any(class_name(m) == "DeQuantStub" for m in op.modules[0].modules())
+            regions[node] = _Region(not ends, not ends, True)
+            continue
         if op is None or op.base is None or op.spec is None:
             is_free = node.op == "get_attr" or (node.op == "placeholder" and auto_stubs)
             passed = before[0] if before and op is None else _Region(is_readable=is_free or is_readable)
@@ -279,24 +215,6 @@ def _regions(graph: fx.Graph, network: Network) -> dict[fx.Node, _Region]:
         runs = runs and not is_index
         regions[node] = _Region(runs, (runs or is_readable) and not is_index, runs)
     return regions
-
-
-def _ports(module: nn.Module, spec: OpSpec | None, base: QConfig) -> dict[str, Port]:
-    family = Family.FUNCTION if spec is None else spec.family
-    if family in (Family.SCALE_KEEPING, Family.INDEX) or class_name(module) == "DeQuantStub":
-        return {}
-    ports = {OUTPUT: Port(base.activation_dtype)}
-    has_weight = family is Family.GEMM or (family is Family.COMPOSITE and next(module.parameters(), None) is not None)
-    if has_weight and base.weight is not None:
-        ports[WEIGHT] = Port(dtype_of(base.weight))
-    if family not in (Family.STUB, Family.TABLE):
-        ports[INPUT] = Port(dtype_of(base.input or base.activation))
-    return ports
-
-
-def dtype_of(factory: Any) -> str:
-    """Dtype that a fake-quant factory makes."""
-    return str(getattr(factory, "keywords", {}).get("dtype", qint8))
 
 
 def _call_keeps_scale(spec: OpSpec | None, call: fx.Node) -> bool:

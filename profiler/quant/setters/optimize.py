@@ -13,9 +13,10 @@ from profiler.quant.fx.fallback import fused_add_reason
 from profiler.quant.march import March
 from profiler.quant.march_table import MARCH_TABLES, OpRule
 from profiler.quant.ops.registry import Family, OpSpec
-from profiler.quant.setters.flow import Network, SettableOp
+from profiler.quant.setters.flow import Network
 from profiler.quant.setters.ports import FLOAT, INPUT, OUTPUT, WEIGHT, Request
 from profiler.quant.setters.session import Session
+from profiler.quant.setters.settable import SettableOp
 from profiler.quant.swap import QuantEffect
 
 _LOGGER = logging.getLogger(__name__)

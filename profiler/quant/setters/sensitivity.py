@@ -15,9 +15,9 @@ import torch
 from profiler.errors import ConfigError
 from profiler.quant.affine import qint8, qint16
 from profiler.quant.fx.qconfigs import nothing_matched
-from profiler.quant.setters.flow import SettableOp
 from profiler.quant.setters.ports import OUTPUT, WEIGHT, Request, parse_dtype
 from profiler.quant.setters.session import Session
+from profiler.quant.setters.settable import SettableOp
 from profiler.quant.setters.templates import NO_EFFECT
 from profiler.quant.swap import QuantEffect
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 
 from torch import fx
 
-from profiler.quant.setters.flow import Network, Port, SettableOp
+from profiler.quant.setters.flow import Network
 from profiler.quant.setters.ports import FLOAT, INPUT, OUTPUT, Request
+from profiler.quant.setters.settable import Port, SettableOp
 from profiler.quant.stubs import QuantStub
 
 

@@ -16,10 +16,11 @@ from profiler.quant.naming import op_name
 from profiler.quant.observers import FixedScaleObserver
 from profiler.quant.ops.registry import Family
 from profiler.quant.qconfig import QConfig, check_qconfig_value, propagate_qconfig, with_dtype
-from profiler.quant.setters.flow import Network, Port, SettableOp, dtype_of
+from profiler.quant.setters.flow import Network
 from profiler.quant.setters.optimize import fit_to_march, keep_outputs_unquantized
 from profiler.quant.setters.ports import FLOAT, INPUT, OUTPUT, WEIGHT
 from profiler.quant.setters.session import Change, Refusal, Session
+from profiler.quant.setters.settable import Port, SettableOp, dtype_of
 from profiler.quant.setters.templates import Template
 from profiler.quant.swap import QuantEffect
 from profiler.quant.target import fit_qconfigs_to_target

@@ -7,7 +7,6 @@ from typing import Any, Protocol
 
 from profiler.errors import ConfigError
 from profiler.quant.fx.qconfigs import nothing_matched
-from profiler.quant.setters.flow import SettableOp
 from profiler.quant.setters.ports import (
     FLOAT,
     INPUT,
@@ -19,6 +18,7 @@ from profiler.quant.setters.ports import (
     parse_requests,
 )
 from profiler.quant.setters.session import Session
+from profiler.quant.setters.settable import SettableOp
 from profiler.quant.swap import QuantEffect
 
 _CONVOLUTIONS = ("conv", "conv1d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")

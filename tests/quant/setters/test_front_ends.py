@@ -21,6 +21,7 @@ from profiler.quant import (
     default_calib_8bit_fake_quant_qconfig,
     prepare_qat,
     set_march,
+    wrap,
 )
 from profiler.quant.record.prepare import prepare_recorded
 from profiler.quant.setters.files import qconfig_dtypes
@@ -73,6 +74,32 @@ def test_threshold_and_dtype_reach_a_recorded_model_and_its_integers() -> None:
     quantized: Any = convert(calibrate(prepared, [x]))
     assert torch.equal(quantized.two.out_scale.reshape(()), torch.tensor(2.0 / 32768))
     assert torch.isfinite(quantized(x)["out"]).all()
+
+
+class _Wrapped(nets.Stubbed):
+    """A method that decides by contents calls a convolution of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.refine, self.head = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 2, 1)
+
+    @wrap()
+    def step(self, x: Any) -> Any:
+        return self.refine(x) if float(x.abs().max()) > 0.5 else x
+
+    def body(self, x: Any) -> Any:
+        return self.head(torch.sigmoid(self.step(self.stem(x))))
+
+
+def test_names_reach_the_ops_of_wrapped_code() -> None:
+    used = setter(ModuleNameTemplate({"refine": "qint16", "stem": "qint16"}))
+    calib = calibrate(prepare(nets.make(_Wrapped), used), nets.images())
+    found = dtypes_of(calib)
+    outputs = {op: dtype for (op, port), dtype in found.items() if port == "output"}
+    assert {op for op, dtype in outputs.items() if dtype == "qint16"} == {"refine", "stem"}
+    assert logged(used)["refine", "output"] == "qint16"
+    assert outputs["head"] == "torch.float32"
+    assert outputs["sigmoid_0"] == "qint8"
 
 
 class _Eager(nets.Stubbed):
