@@ -131,8 +131,7 @@ def missed_high_precision(facts: Mapping[str, OpFacts]) -> Iterator[str]:
     """Weighted ops with a quantized output that only DeQuantStubs read, at each of their calls (HP1)."""
     readers = consumers(facts)
     for name, call in facts.items():
-        is_product = call.spec is not None and (call.spec.family is Family.GEMM or call.spec.name == "matmul")
-        if not is_product or call.call > 0 or not call.outputs[0].dtype.startswith("qint"):
+        if not _is_product(call) or call.call > 0 or not call.outputs[0].dtype.startswith("qint"):
             continue
         calls = [n for n, other in facts.items() if other.op_name == name]
         if all(_feeds_only_dequant(facts, readers, n) for n in calls):
@@ -146,6 +145,12 @@ def _feeds_only_dequant(facts: Mapping[str, OpFacts], readers: Mapping[str, list
             and _feeds_only_dequant(facts, readers, reader))
         for reader in readers[name]
     )  # fmt: skip
+
+
+def _is_product(facts: OpFacts) -> bool:
+    """Whether an op is a conv, a linear or a matmul."""
+    is_weighted = facts.spec is not None and facts.spec.family is Family.GEMM
+    return (is_weighted and not _is(facts, "batch_norm")) or _is(facts, "matmul")
 
 
 def _is(facts: OpFacts, *operators: str) -> bool:

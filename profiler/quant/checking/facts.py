@@ -131,9 +131,10 @@ def describe_observer(fake_quant: FakeQuantize | None) -> str:
 
 
 def cast_of(module: nn.Module | None) -> FakeCast | None:
-    """The cast that an op's output goes through, or None: the op itself, or what stands in its fake quant's place."""
-    found = module if isinstance(module, FakeCast) else getattr(module, OUTPUT, None)
-    return found if isinstance(found, FakeCast) else None
+    """The cast that an op's float output goes through, or None: the op itself, or one that a qconfig gave it."""
+    if module is None or isinstance(module, FakeCast):
+        return module
+    return next((child for child in module._modules.values() if isinstance(child, FakeCast)), None)
 
 
 def describe_cast(cast: FakeCast) -> str:
