@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from profiler.errors import ModelError, NotCalibratedError, PrepareError, StateError
 from profiler.quant.affine import QInfo
@@ -57,13 +57,22 @@ def copy_model(model: nn.Module) -> nn.Module:
         copied = copy.deepcopy(model, memo)
         for old in model.modules():
             new = memo[id(old)]
-            for name in _KEPT & (old.__dict__.keys() - new.__dict__.keys()):  # a copied fx.GraphModule drops them
+            for name in _dropped(old, new):
                 new.__dict__[name] = copy.deepcopy(old.__dict__[name], memo)
         return copied
     except Exception as error:
         raise ModelError(
             f"{type(model).__name__} cannot be deep-copied ({error}); detach tensors that it keeps as attributes"
         ) from error
+
+
+def _dropped(old: nn.Module, new: nn.Module) -> set[str]:
+    """Attributes that a copy misses: that of an fx.GraphModule has none but fx's own, and no forward hooks."""
+    missing = old.__dict__.keys() - new.__dict__.keys()
+    if not isinstance(old, fx.GraphModule):
+        return _KEPT & missing
+    hooks = {name for name, value in old.__dict__.items() if "_hooks" in name and value}
+    return missing | {name for name in hooks if not new.__dict__.get(name)}
 
 
 def copy_in_eval(model: nn.Module) -> nn.Module:

@@ -28,6 +28,7 @@ from profiler.quant import (
 from profiler.quant.checking.check import check_qat_model
 from profiler.quant.checking.graph import argument_text, rows_of_graph, tensor_text
 from profiler.quant.checking.result import NOT_RUN, ModelCheck
+from profiler.quant.modules import is_leaf
 from tests.quant.checking.tables import only_grid, parse_sections
 from tests.quant.stages import calibrate
 
@@ -181,6 +182,22 @@ def test_all_qconfigs_none_gives_a_check_of_a_float_model() -> None:
     assert check.missed_high_precision == ()
 
 
+def test_eagerly_prepared_graph_module_is_followed_like_any_other_model() -> None:
+    """A deep copy of an fx.GraphModule has none of the attributes and hooks that prepare_qat gave it."""
+
+    class Tracer(fx.Tracer):
+        def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+            return is_leaf(m)
+
+    model = nets.make(nets.CalledTwice)
+    traced = fx.GraphModule(model, Tracer().trace(model))
+    check = check_qat_model(eager(traced), nets.images(1))
+    dtypes = {row.name: row.out_dtype for row in check.outputs}
+    assert dtypes.pop("dequant") == "torch.float32"
+    assert set(dtypes.values()) == {"qint8"}
+    assert len(dtypes) == 8
+
+
 def test_converted_model_is_refused_by_name() -> None:
     converted = convert(calibrate(prepared(nets.Residual), nets.images(2)))
     with pytest.raises(ModelError, match="Residual is converted; check_qat_model takes a prepared model"):
@@ -294,6 +311,7 @@ def test_missed_high_precision_looks_through_reshapes_but_not_through_relu() -> 
             return self.dequant(self.a(x).flatten(1)), self.second(F.relu(self.b(x))), self.second(both), both + both
 
     assert checked(Ends).missed_high_precision == ("a",)
+    assert checked(nets.FrozenNorm).missed_high_precision == ()  # a batch norm is to be fused
 
 
 # --- without a run ---
