@@ -21,9 +21,10 @@ from profiler.quant.deploy.check import find_problems
 from profiler.quant.deploy.export import Exported, OpMark, record_model, require_onnx
 from profiler.quant.deploy.guards import parse_opt, require_converted, target_march
 from profiler.quant.deploy.path import path_note
-from profiler.quant.deploy.probe import integer_kernels_are_exact
+from profiler.quant.deploy.probe import integer_kernels_are_exact, unsigned_kernels_are_exact
 from profiler.quant.deploy.session import make_session, run_session
 from profiler.quant.deploy.structure import flat_tensors, rebuild_output
+from profiler.quant.deploy.unsigned import with_unsigned_activations
 from profiler.quant.march import March
 from profiler.quant.wrapping import skipped_texts, skipping
 
@@ -221,6 +222,9 @@ def _fits(wanted: list[list[Any]], got: list[list[Any]]) -> bool:
 def load_compiled(path: str | Path) -> CompiledModel:
     """A compiled model, run by ONNX Runtime on the CPU.
 
+    Where a probe finds its uint8 kernels exact, products read their activations as uint8 (code + 128): the same codes,
+    several times faster on x86 CPUs. The file itself has int8 codes.
+
     Args:
         path: what compile_model wrote: a `.onnx` file or an archive.
 
@@ -237,11 +241,14 @@ def load_compiled(path: str | Path) -> CompiledModel:
             if "model.onnx" not in archive.namelist():
                 raise ConfigError(f"{path}: this archive has no model.onnx; compile_model did not write it")
             data = archive.read("model.onnx")
-    metadata = _metadata_of(data, path)
-    return CompiledModel(make_session(data, metadata["opt"]), metadata)
+    proto = _parsed(data, path)
+    metadata = _metadata_of(proto, path)
+    if unsigned_kernels_are_exact():
+        proto = with_unsigned_activations(proto)
+    return CompiledModel(make_session(proto, metadata["opt"]), metadata)
 
 
-def _metadata_of(data: bytes, path: Any) -> dict[str, Any]:
+def _parsed(data: bytes, path: Any) -> Any:
     import onnx
 
     try:
@@ -252,6 +259,10 @@ def _metadata_of(data: bytes, path: Any) -> dict[str, Any]:
         ) from error
     if not proto.HasField("graph"):  # some bytes parse as an empty model
         raise ConfigError(f"{path}: neither an archive nor an ONNX model; compile_model did not write it")
+    return proto
+
+
+def _metadata_of(proto: Any, path: Any) -> dict[str, Any]:
     for prop in proto.metadata_props:
         if prop.key == _KEY:
             found: dict[str, Any] = json.loads(prop.value)

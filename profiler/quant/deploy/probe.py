@@ -11,6 +11,7 @@ from profiler.quant.deploy.graph import GraphBuilder, Value, constant
 from profiler.quant.deploy.session import make_session, run_session
 
 _CHANNELS, _SIDE = 64, 6
+_UNSIGNED_CONV = "QLinearConv uint8"
 
 
 @functools.cache
@@ -22,12 +23,18 @@ def probe_kernels() -> dict[str, bool]:
         "ConvInteger uint8": _conv("ConvInteger", torch.uint8),
         "MatMulInteger": _matmul(torch.int8),
         "MatMulInteger uint8": _matmul(torch.uint8),
+        _UNSIGNED_CONV: _conv("QLinearConv", torch.uint8),
     }
 
 
 def integer_kernels_are_exact() -> bool:
     """Whether every integer operator that we export is exact on this CPU."""
-    return all(probe_kernels().values())
+    return all(is_exact for name, is_exact in probe_kernels().items() if name != _UNSIGNED_CONV)
+
+
+def unsigned_kernels_are_exact() -> bool:
+    """Whether the operators that `unsigned.with_unsigned_activations` writes are exact on this CPU."""
+    return all(is_exact for name, is_exact in probe_kernels().items() if name.endswith("uint8"))
 
 
 def _extremes(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
@@ -48,12 +55,15 @@ def _conv(op: str, dtype: torch.dtype) -> bool:
     if op == "ConvInteger":
         y = builder.node("ConvInteger", value, constant(weight), dtype=torch.int32)
         return _equals(builder, value, x, y, exact.to(torch.int32))
-    scale, zero = constant(1.0, torch.float32), constant(0, torch.int8)
+    scale, zero = constant(1.0, torch.float32), constant(128 if dtype == torch.uint8 else 0, dtype)
     multiplier = torch.tensor(2.0**-17)
     zeros = constant(torch.zeros(8, dtype=torch.int8))
     scales = constant(multiplier.expand(8))
-    y = builder.node("QLinearConv", value, scale, zero, constant(weight), scales, zeros, scale, zero, dtype=torch.int8)
-    return _equals(builder, value, x, y, torch.round(exact.float() * multiplier).clamp(-128, 127).to(torch.int8))
+    y = builder.node("QLinearConv", value, scale, zero, constant(weight), scales, zeros, scale, zero, dtype=dtype)
+    if dtype == torch.uint8:
+        exact = torch.nn.functional.conv2d(x.double() - 128, weight.double())
+    codes = torch.round(exact.float() * multiplier).clamp(-128, 127)
+    return _equals(builder, value, x, y, (codes + (128 if dtype == torch.uint8 else 0)).to(dtype))
 
 
 def _matmul(dtype: torch.dtype) -> bool:

@@ -18,7 +18,7 @@ from profiler.quant import (
     prepare_qat_fx,
     set_preserve_qat_mode,
 )
-from profiler.quant.deploy.probe import integer_kernels_are_exact, probe_kernels
+from profiler.quant.deploy.probe import integer_kernels_are_exact, probe_kernels, unsigned_kernels_are_exact
 from profiler.quant.requantize import set_requantization
 from sample_models import digits, mobilenet_v2, pitfalls
 from tests.quant.deploy.models import BATCHES, IMAGE, Net, converted
@@ -123,6 +123,7 @@ def test_probe_tells_of_every_kernel_and_finds_what_the_check_needs() -> None:
     probed = probe_kernels()
 
     assert set(probed) == {
-        "QLinearConv", "ConvInteger", "ConvInteger uint8", "MatMulInteger", "MatMulInteger uint8"
+        "QLinearConv", "QLinearConv uint8", "ConvInteger", "ConvInteger uint8", "MatMulInteger", "MatMulInteger uint8"
     }  # fmt: skip
-    assert integer_kernels_are_exact() == all(probed.values())
+    assert integer_kernels_are_exact() == all(v for k, v in probed.items() if k != "QLinearConv uint8")
+    assert unsigned_kernels_are_exact() == all(v for k, v in probed.items() if "uint8" in k)
