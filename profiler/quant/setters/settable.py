@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from torch import fx, nn
@@ -66,6 +67,11 @@ class SettableOp:
     is_outside: bool = False
     fallback: tuple[str, str] = ("", "")
 
+    @cached_property
+    def prefixes(self) -> frozenset[str]:
+        """Its names and their prefixes at a dot; "" is one of all."""
+        return frozenset({"", *(prefix for name in self.names for prefix in prefixes_of(name))})
+
     @property
     def family(self) -> Family | None:
         return None if self.spec is None else self.spec.family
@@ -93,6 +99,12 @@ class SettableOp:
         if port == WEIGHT:
             return "it has no weight of its own dtype"
         return f"it has no {port} that can be set"
+
+
+def prefixes_of(path: str) -> set[str]:
+    """A path and its prefixes at a dot."""
+    parts = path.split(".")
+    return {".".join(parts[: i + 1]) for i in range(len(parts))}
 
 
 def ports_of(module: nn.Module, spec: OpSpec | None, base: QConfig) -> dict[str, Port]:

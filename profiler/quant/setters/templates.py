@@ -18,7 +18,7 @@ from profiler.quant.setters.ports import (
     parse_requests,
 )
 from profiler.quant.setters.session import Session
-from profiler.quant.setters.settable import SettableOp
+from profiler.quant.setters.settable import SettableOp, prefixes_of
 from profiler.quant.swap import QuantEffect
 
 _CONVOLUTIONS = ("conv", "conv1d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
@@ -57,6 +57,7 @@ class ModuleNameTemplate:
         if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
             raise ConfigError('ModuleNameTemplate: expected a mapping from names of ops to dtypes, {"conv1": "qint16"}')
         self.freeze = freeze
+        self._by_specificity = sorted(given, key=_specificity)
         self.requests = {n: parse_requests(value, f"ModuleNameTemplate {n!r}") for n, value in mapping.items()}
 
     def apply(self, session: Session) -> list[QuantEffect]:
@@ -84,8 +85,8 @@ class ModuleNameTemplate:
     ) -> None:
         wanted: list[Request] = []
         chosen = ""
-        for name in sorted(self.requests, key=_specificity):
-            if not means(name, op):
+        for name in self._by_specificity:
+            if name not in op.prefixes:
                 continue
             matched[name] += [op] if op not in matched[name] else []
             given = self.requests[name].get(port)
@@ -110,7 +111,7 @@ class ModuleNameTemplate:
             return QuantEffect(f"{session.template} {name!r}", wanted, "applied", applied)
         if matched:
             return QuantEffect(name, wanted, NO_EFFECT, _why_nothing(session, matched, self.requests[name]))
-        if any(name in _with_prefixes(path) for paths in session.network.paths.values() for path in paths):
+        if any(name in prefixes_of(path) for paths in session.network.paths.values() for path in paths):
             return QuantEffect(name, wanted, NO_EFFECT, "changed nothing: the forward calls no op of it")
         return nothing_matched(name, wanted, session.network.known_names)
 
@@ -183,16 +184,6 @@ def effect_of_ops(
         return QuantEffect(session.template, wanted, "applied", f"to {len(done)} ops: {', '.join(done)}")
     why = f"the quantized part has no {kind}" if not ops else _reasons(session, {op.name for op in ops})
     return QuantEffect(session.template, wanted, NO_EFFECT, f"changed nothing: {why}")
-
-
-def means(name: str, op: SettableOp) -> bool:
-    """Whether a name is the op's, or a prefix of it at a dot; "" is a prefix of all."""
-    return name == "" or any(name in _with_prefixes(own) for own in op.names)
-
-
-def _with_prefixes(path: str) -> set[str]:
-    parts = path.split(".")
-    return {".".join(parts[: i + 1]) for i in range(len(parts))}
 
 
 def _specificity(name: str) -> int:
