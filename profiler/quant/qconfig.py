@@ -21,6 +21,7 @@ from profiler.quant.observers import (
     ObserverBase,
     observer_class,
 )
+from profiler.quant.switches import FakeCast, FakeCastFactory
 
 _KINDS: dict[str, type[FakeQuantize]] = {
     "fake_quant": FakeQuantize,
@@ -37,7 +38,8 @@ class QConfig:
     `input` is for the automatic stub that FX puts before the op; None: as `activation`.
     A qconfig is a value and callable: `q()` is `q`. Prepare writes into its own copy what was asked for
     (`fallback_from`) and why the target got something else (`fallback_reason`). With `is_final` prepare does not change
-    the dtype of the output, also where the target lacks it.
+    the dtype of the output, also where the target lacks it. An activation of `FakeCast.with_args(...)` goes to `cast`:
+    the output stays float, and holds what the lower float type holds.
 
     Raises:
         ConfigError: an instance was given instead of a factory (`FakeQuantize.with_args(...)`).
@@ -50,8 +52,14 @@ class QConfig:
     fallback_from: str = ""
     fallback_reason: str = ""
     is_final: bool = False
+    cast: FakeCastFactory | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.activation, FakeCastFactory):
+            object.__setattr__(self, "cast", self.activation)
+            object.__setattr__(self, "activation", None)
+        elif self.activation is not None:
+            object.__setattr__(self, "cast", None)
         for role in ("activation", "weight", "input"):
             given = getattr(self, role)
             if isinstance(given, nn.Module) or not (given is None or callable(given)):
@@ -67,7 +75,7 @@ class QConfig:
     def activation_dtype(self) -> str:
         """Requested dtype of the output: a quantized dtype name, or torch.float32 for a high-precision output."""
         if self.activation is None:
-            return "torch.float32"
+            return "torch.float32" if self.cast is None else str(self.cast().dtype)
         keywords = getattr(self.activation, "keywords", {})
         return str(keywords.get("dtype", qint8))
 
@@ -84,7 +92,8 @@ def get_default_qconfig(
     """A qconfig from the names of its parts; builds each fake quant once, so that wrong arguments are told here.
 
     Args:
-        activation_fake_quant: "fake_quant", "lsq", "pact", or None for an unquantized (high-precision) output.
+        activation_fake_quant: "fake_quant", "lsq", "pact", "fake_cast" (float16), or None for an unquantized
+            (high-precision) output.
         weight_fake_quant: the same for weights; None is for ops without one.
         activation_observer: observer key (see `OBSERVERS`) or class.
         weight_observer: the same for weights.
@@ -95,9 +104,12 @@ def get_default_qconfig(
     Raises:
         ConfigError: unknown fake-quant kind or observer, or arguments that are missing or cannot be used.
     """
-    activation = _factory(
-        "activation", activation_fake_quant, {"observer": observer_class(activation_observer)}, activation_qkwargs
-    )
+    if activation_fake_quant == "fake_cast":
+        activation: Any = FakeCast.with_args(**(activation_qkwargs or {}))
+        activation()
+    else:
+        defaults = {"observer": observer_class(activation_observer)}
+        activation = _factory("activation", activation_fake_quant, defaults, activation_qkwargs)
     weight_defaults = {
         "observer": observer_class(weight_observer),
         "dtype": qint8,

@@ -28,6 +28,7 @@ from profiler.quant.preserve import is_preserved, preserve
 from profiler.quant.qconfig import QConfig
 from profiler.quant.requantize import get_requantization
 from profiler.quant.states import JOURNAL_ATTRIBUTE, named_fake_quants
+from profiler.quant.switches import CAST, FakeCast, add_cast
 
 EFFECTS_ATTRIBUTE = "quant_effects"
 LEAVES_ATTRIBUTE = "quant_leaves"
@@ -90,6 +91,13 @@ def fake_quant_form(module: nn.Module, qconfig: QConfig | None) -> nn.Module:
     """Fake-quant form of a float leaf module; the module itself where it has none or keeps the scale."""
     if qconfig is None:
         return module
+    form = _fake_quant_form(module, qconfig)
+    if getattr(spec_of_module(module), "family", None) is not Family.STUB:
+        add_cast(form, qconfig)
+    return form
+
+
+def _fake_quant_form(module: nn.Module, qconfig: QConfig) -> nn.Module:
     if isinstance(module, FloatFunctional):
         return make_fake_quant_functional(module, qconfig)
     if isinstance(module, FunctionOp):
@@ -111,7 +119,10 @@ def actual_dtype(module: nn.Module) -> str:
     fake_quant = getattr(module, "activation_post_process", None)
     if isinstance(fake_quant, FakeQuantize):
         return fake_quant.dtype
-    spec = spec_of_module(module)
+    cast = module._modules.get(CAST)
+    if isinstance(cast, FakeCast):
+        return str(cast.dtype)
+    spec = spec_of_function(module.function) if isinstance(module, FunctionOp) else spec_of_module(module)
     return "input's" if spec is not None and spec.family is Family.SCALE_KEEPING else "torch.float32"
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from profiler.errors import ConfigError
 
@@ -57,6 +59,11 @@ class FakeCast(nn.Module):
             raise ConfigError(f"FakeCast window is {min_val}..{max_val}; expected min_val < max_val")
 
     @classmethod
+    def with_args(cls, **kwargs: Any) -> FakeCastFactory:
+        """A factory of casts with these arguments, as a qconfig takes it for an activation."""
+        return FakeCastFactory(cls, **kwargs)
+
+    @classmethod
     def enable(cls) -> None:
         """Casts act again."""
         cls.is_on = True
@@ -74,3 +81,31 @@ class FakeCast(nn.Module):
 
     def extra_repr(self) -> str:
         return f"dtype={self.dtype}, min_val={self.min_val}, max_val={self.max_val}"
+
+
+class FakeCastFactory(partial[FakeCast]):
+    """FakeCast with its arguments."""
+
+    def with_args(self, **kwargs: Any) -> FakeCastFactory:
+        """The same with other arguments on top."""
+        return FakeCastFactory(self.func, **{**self.keywords, **kwargs})
+
+
+CAST = "output_cast"
+
+
+def add_cast(module: nn.Module, qconfig: Any) -> None:
+    """Let a qconfig's cast act on the float results of an op, also once it is converted; nothing where it has none."""
+    if getattr(qconfig, "cast", None) is not None and CAST not in module._modules:
+        module.add_module(CAST, qconfig.cast())
+        module.register_forward_hook(_cast_results)
+
+
+def _cast_results(module: nn.Module, args: Any, result: Any) -> Any:
+    cast = module._modules[CAST]
+
+    def lowered(value: Any) -> Any:
+        is_float = type(value) is Tensor and value.is_floating_point()
+        return cast(value) if is_float and cast is not None else value
+
+    return tree_map(lowered, result)

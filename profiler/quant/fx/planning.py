@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from torch import fx, nn
@@ -13,7 +14,12 @@ from profiler.quant.fx.functions import functions_to_modules
 from profiler.quant.fx.fuse import fuse_graph
 from profiler.quant.fx.qconfigs import apply_hybrid_dict, apply_qconfig_dict
 from profiler.quant.fx.wrapped import prepare_wrapped
+from profiler.quant.modules import is_leaf
+from profiler.quant.naming import op_name
+from profiler.quant.ops.registry import Family, spec_of_module
+from profiler.quant.qconfig import QConfig
 from profiler.quant.swap import QuantEffect, effect_of, fake_quant_form
+from profiler.quant.switches import add_cast
 
 # Gives every module of a model, generated ones too, its `qconfig` attribute; the graph shows who reads what.
 QconfigSource = Callable[[nn.Module, fx.Graph], list[QuantEffect]]
@@ -56,6 +62,7 @@ def plan_graph(
     if high_precision_outputs:
         use_high_precision_outputs(model, graph, plan)
     narrow_inputs_of_fused_adds(model, graph, plan)
+    _cast_float_ops(model, graph, plan)
     effects = [*_swap(model, plan), *plan.effects, *entries]
     return plan, [*effects, *prepare_wrapped(model, graph)]
 
@@ -66,6 +73,20 @@ def _drop_unread(graph: fx.Graph) -> None:
         is_call = node.op == "call_module" or (node.op not in ("placeholder", "output") and not node.is_impure())
         if is_call and not node.users and "record" not in node.meta:
             graph.erase_node(node)
+
+
+def _cast_float_ops(model: nn.Module, graph: fx.Graph, plan: Plan) -> None:
+    """Ops that run in float give the lower float type that their qconfig asks for (FakeCast)."""
+    casts = {}
+    for target in {str(n.target): None for n in graph.nodes if n.op == "call_module"}:
+        module = model.get_submodule(target)
+        qconfig = module.__dict__.get("qconfig")
+        is_stub = getattr(spec_of_module(module), "family", None) is Family.STUB
+        if isinstance(qconfig, QConfig) and qconfig.cast and is_leaf(module) and not is_stub:
+            casts[op_name(target)] = qconfig.activation_dtype
+            if target not in plan.quantized:
+                add_cast(module, qconfig)
+    plan.effects = [replace(e, actual=casts[e.op]) if e.op in casts else e for e in plan.effects]
 
 
 def _swap(model: nn.Module, plan: Plan) -> list[QuantEffect]:
