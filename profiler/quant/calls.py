@@ -109,10 +109,14 @@ class CallTracker(TorchFunctionMode):
             return func(*args, **kwargs)
         name = canonical_function_name(func)
         if name in NOT_OPS:
-            return func(*args, **kwargs)
+            return self.read(func, name, args, kwargs)
         k = frame.counts[name]
         frame.counts[name] += 1
         return self.call_function(FunctionCall(func, name, k, frame.module, frame.block), args, kwargs)
+
+    def read(self, func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Read a fact about a tensor: no op."""
+        return func(*args, **kwargs)
 
     def call_function(self, call: FunctionCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one counted function."""

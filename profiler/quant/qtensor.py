@@ -162,6 +162,17 @@ def to_float(value: Any) -> Any:
     return tree_map(lambda v: v.dequantize() if isinstance(v, QTensor) else v, value)
 
 
+def real_fact(x: Any, name: str) -> Any:
+    """`x.dtype` or `x.is_floating_point()` as a model's own code means it: of real values, where x holds codes too.
+
+    Not in `__torch_function__`: torch.compile compares these facts with those of the memory.
+    """
+    holds_codes = isinstance(x, QTensor) and x.holds_codes
+    if name == "dtype":
+        return torch.float32 if holds_codes else x.dtype
+    return holds_codes or x.is_floating_point()
+
+
 def first_qtensor(value: Any) -> QTensor | None:
     """The first QTensor in a nest of tuples, lists and dicts, or None."""
     if isinstance(value, QTensor):

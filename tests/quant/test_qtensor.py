@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import math
 import threading
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +12,10 @@ from torch import Tensor, nn
 
 from profiler.errors import UnsupportedOpError
 from profiler.quant import QTensor, prepare_qat
-from profiler.quant.qtensor import first_qtensor, handles, to_float, to_plain
+from profiler.quant.qtensor import first_qtensor, handles, real_fact, to_float, to_plain
+from tests.models import Stubbed, images, make
 from tests.quant.op_forms import codes, on_grid, quantized
+from tests.quant.stages import FRONT_ENDS
 
 
 def test_qtensor_describes_itself() -> None:
@@ -130,3 +133,35 @@ def test_qtensor_works_in_a_thread_and_in_inference_mode() -> None:
     thread.start()
     thread.join()
     assert torch.equal(results[0], x.dequantize().reshape(12))
+
+
+class AsksForDtype(Stubbed):
+    """Code that asks what kind of numbers a value holds, and makes another like it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+
+    def body(self, x: Any) -> Any:
+        y = self.conv(x)
+        mask = (y > 0.1).to(y.dtype) * 0.5
+        return y.masked_fill(mask == 0.5, 0.25)
+
+
+@pytest.mark.parametrize("front_end", FRONT_ENDS)
+def test_qtensor_dtype_in_a_models_code_is_that_of_the_real_values(front_end: str) -> None:
+    prepare, to_integers = FRONT_ENDS[front_end]
+    model = make(AsksForDtype)
+    prepared = prepare(model, images())
+    with torch.no_grad():
+        for x in images():
+            assert float((to_integers(prepared)(x) - prepared(x)).abs().max()) < 0.1
+            assert float((prepared(x) - model(x)).abs().median()) < 0.05
+
+
+def test_qtensor_real_facts_of_codes_and_values() -> None:
+    x_q = codes((3,))
+    for x in (quantized(x_q, 0.3), on_grid(x_q, 0.3), x_q * 0.3):
+        assert real_fact(x, "dtype") is torch.float32
+        assert real_fact(x, "is_floating_point") is True
+    assert real_fact(x_q, "dtype") is torch.int8

@@ -17,10 +17,17 @@ from profiler.quant.naming import is_reflected, join, op_name, parse_generated
 from profiler.quant.ops.functional import keeps_scale, make_fake_quant_function, overwrite
 from profiler.quant.ops.registry import Family, spec_of_function
 from profiler.quant.qconfig import QConfig
-from profiler.quant.qtensor import QTensor, first_qtensor, has_handler, name_modules_with, to_float, user_line
+from profiler.quant.qtensor import (
+    QTensor,
+    first_qtensor,
+    has_handler,
+    name_modules_with,
+    real_fact,
+    to_float,
+    user_line,
+)
 from profiler.quant.states import join_state, named_fake_quants
 from profiler.quant.swap import EFFECTS_ATTRIBUTE, QuantEffect, effect_of
-from profiler.quant.switches import add_cast
 
 name_modules_with(running_module)
 DISPATCH_ATTRIBUTE = "quant_dispatch"  # of the root of a model that another front end made
@@ -36,6 +43,12 @@ class EagerDispatch(CallTracker):
     def __init__(self, caller: FrameType) -> None:
         super().__init__()
         self.caller = caller
+
+    def read(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Facts that depend on the dtype are those of the real values."""
+        if name in ("dtype", "is_floating_point") and args and isinstance(args[0], QTensor):
+            return real_fact(args[0], name)
+        return func(*args, **kwargs)
 
     def call_function(self, call: FunctionCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one function, through its generated module where it makes values that need an own scale."""
@@ -106,7 +119,6 @@ def generate(parent: nn.Module, function: str, name: str, qconfig: QConfig, *, i
         if is_float
         else make_fake_quant_function(parent, function, {}, "", qconfig)
     )
-    add_cast(module, qconfig)
     module.__dict__[FQN_ATTRIBUTE] = join(getattr(parent, FQN_ATTRIBUTE, ""), name)
     parent.add_module(name, module)
     install_hooks(module)

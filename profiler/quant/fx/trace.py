@@ -20,7 +20,7 @@ from profiler.quant.fx.wrapped import register_wrapped, unregister_wrapped
 from profiler.quant.modules import is_leaf
 from profiler.quant.naming import canonical_function_name, join, join_blocks, op_name, wrapped_name
 from profiler.quant.ops.functional import tensors_in
-from profiler.quant.qtensor import user_line
+from profiler.quant.qtensor import real_fact, user_line
 from profiler.quant.wrapping import code_of, is_method, is_wrapped_class
 
 _LOGGER = logging.getLogger(__name__)
@@ -125,6 +125,8 @@ class QuantTracer(fx.Tracer):
         if kind in ("call_function", "call_method"):
             # a property such as x.T is a function of its own name
             name = canonical_function_name(str(node.args[1]) if target is getattr else target)
+            if target is getattr and name == "dtype":
+                node.target = real_fact
             node.meta["function"], node.meta["skipped"] = name, self.innermost.constant_calls[name]
         return node
 
