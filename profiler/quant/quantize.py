@@ -224,7 +224,7 @@ def why_not_traced(model: nn.Module, batches: Sequence[Batch]) -> str:
             if difference:
                 return f"its symbolic trace computes something else on batch {index}: {difference}"
     except ProfilerError as error:
-        return str(error)
+        return str(error).partition("; use the eager")[0]
     except Exception as error:  # whatever generated code raises
         return f"its symbolic trace does not run: {type(error).__name__}: {error}"
     return ""

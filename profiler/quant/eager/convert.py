@@ -9,6 +9,9 @@ from torch import nn
 from profiler.quant.swap import convert_modules, copy_model
 
 
+BEFORE_CONVERT = "quant_before_convert"  # what a front end does to its models first
+
+
 def convert(
     module: nn.Module,
     mapping: dict[Any, Any] | None = None,
@@ -32,5 +35,8 @@ def convert(
     """
     if not inplace:
         module = copy_model(module)
+    before: Any = module.__dict__.get(BEFORE_CONVERT)
+    if before is not None:
+        before(module)
     convert_modules(module, remove_qconfig)
     return module

@@ -22,6 +22,8 @@ from profiler.quant.swap import QuantEffect
 _WITH_INDICES = frozenset("max min median topk sort cummax cummin kthvalue".split())
 
 
+# Functions that take the shape and dtype of their argument, not its values.
+_MAKES_CONSTANTS = frozenset("zeros_like ones_like full_like empty_like new_zeros new_ones new_full new_empty".split())
 _SHARED_MEMORY = "it writes into memory that is read through another tensor: runs in float"
 
 
@@ -161,7 +163,9 @@ class BoundaryPlanner:
         self, node: fx.Node, module: nn.Module, spec: OpSpec | None, qconfig: QConfig | None, kinds: set[Value]
     ) -> Value:
         self._dequantize_inputs(node)
+        makes_constant = isinstance(module, FunctionOp) and module.function in _MAKES_CONSTANTS
         touches_region = bool(kinds & _IN_REGION) and node.meta.get("kind") not in ("int", "other")
+        touches_region = touches_region and not makes_constant
         if touches_region or (spec is not None and spec.family is Family.GEMM):
             name = op_name(str(node.target))
             requested = "None" if qconfig is None else qconfig.activation_dtype

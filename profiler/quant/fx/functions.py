@@ -9,6 +9,7 @@ import torch
 from torch import fx, nn
 
 from profiler.quant.fx.in_place import is_in_place
+from profiler.quant.fx.weighted_functions import require_same_weight, weighted_module
 from profiler.quant.naming import NOT_OPS, generated_name, join
 from profiler.quant.ops.functional import FunctionOp
 from profiler.quant.ops.registry import get_spec
@@ -44,9 +45,12 @@ def functions_to_modules(root: nn.Module, graph: fx.Graph) -> None:
         path = node.meta["path"] if is_recorded else join(node.meta["scope"], own)
         counts[run] += 1
         func, args = _in_order(node)
-        _add_module(root, path, FunctionOp(node.meta["function"], func))
+        kwargs, weighted = node.kwargs, weighted_module(root, node)
+        if weighted is not None:
+            args, kwargs = (node.args[0] if node.args else node.kwargs["input"],), {}
+        _add_module(root, path, weighted or FunctionOp(node.meta["function"], func))
         with graph.inserting_before(node):
-            new = graph.call_module(path, args, node.kwargs)
+            new = graph.call_module(path, args, kwargs)
         new.meta.update(node.meta)
         node.replace_all_uses_with(new)
         if not is_recorded and is_in_place(node) and node.args and isinstance(node.args[0], fx.Node):
@@ -128,3 +132,5 @@ def _add_module(root: nn.Module, path: str, module: nn.Module) -> None:
     if name not in parent._modules:
         parent.add_module(name, module)
         module.train(parent.training)
+    elif not isinstance(module, FunctionOp):
+        require_same_weight(parent.get_submodule(name), module, path)

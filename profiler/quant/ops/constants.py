@@ -41,7 +41,7 @@ def with_fake_quant_constants(module: nn.Module, spec: OpSpec, args: Any, kwargs
 
     def quantized(operand: Tensor, name: str) -> Tensor:
         fake_quant = module._modules.get(name)
-        if fake_quant is None and not _is_constant(operand):
+        if fake_quant is None and not is_constant(operand):
             return operand
         if fake_quant is None:
             fake_quant = _add(module, name, output)
@@ -102,7 +102,8 @@ def _add(module: nn.Module, name: str, output: FakeQuantize) -> FakeQuantize:
     return fake_quant
 
 
-def _is_constant(operand: Tensor) -> bool:
+def is_constant(operand: Tensor) -> bool:
+    """Whether a tensor is a parameter or a buffer of the running model, or a view of one."""
     owner = operand._base if operand._is_view() else operand
     root = running_root()
     buffers = () if root is None else root.buffers()

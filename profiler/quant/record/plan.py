@@ -54,7 +54,9 @@ class RunPlan:
             tensors = _nodes_in_order(node)
             stubs = tuple((i, str(t.target)) for i, t in enumerate(tensors) if str(t.target) in plan.stubs)
             gives_plain = bool(node.meta.get("shares_memory"))
-            calls.setdefault(path, {}).setdefault(node.meta["call"], CallPlan(stubs, gives_plain))
+            before = calls.setdefault(path, {}).get(node.meta["call"], CallPlan())
+            both = {**dict(stubs), **dict(before.stubs)}  # runs may differ in which arguments come quantized
+            calls[path][node.meta["call"]] = CallPlan(tuple(both.items()), gives_plain or before.gives_plain)
         by_number = {path: tuple(found[i] for i in sorted(found)) for path, found in calls.items()}
         needed = {path: plans for path, plans in by_number.items() if any(p != CallPlan() for p in plans)}
         return RunPlan(needed, frozenset(recorded))

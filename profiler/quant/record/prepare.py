@@ -8,6 +8,7 @@ from typing import Any
 from torch import fx, nn
 
 from profiler.errors import PrepareError, ProfilerError
+from profiler.quant.eager.convert import BEFORE_CONVERT
 from profiler.quant.eager.dispatch import DISPATCH_ATTRIBUTE, create_from_keys, install_hooks
 from profiler.quant.eager.running import FQN_ATTRIBUTE
 from profiler.quant.fake_quant import FakeQuantize
@@ -29,6 +30,7 @@ from profiler.quant.record.running import (
     finish_forward,
     install,
 )
+from profiler.quant.record.unreached import leave_unreached_in_float
 from profiler.quant.states import attach_journal, place_fake_quants
 from profiler.quant.swap import EFFECTS_ATTRIBUTE, QuantEffect, copy_in_eval, copy_model, require_float_model
 from profiler.quant.transformer import use_plain_forwards
@@ -60,15 +62,13 @@ def prepare_recorded(
         ConfigError: no march is set.
         PrepareError: the model is no float model, or its forward raises on a run.
     """
-    graph, prepared, effects = record(model, runs, qconfigs, high_precision_outputs=high_precision_outputs)
-    del graph
-    setattr(prepared, EFFECTS_ATTRIBUTE, effects)
+    _, prepared = record(model, runs, qconfigs, high_precision_outputs=high_precision_outputs)
     return prepared
 
 
 def record(
     model: nn.Module, runs: Sequence[Run], qconfigs: QconfigSource, *, high_precision_outputs: bool
-) -> tuple[fx.Graph, nn.Module, list[QuantEffect]]:
+) -> tuple[fx.Graph, nn.Module]:
     """As `prepare_recorded`; also the planned graph, for those who show it."""
     require_march()
     require_float_model(model)
@@ -76,9 +76,10 @@ def record(
     model = copy_model(model)
     use_plain_forwards(model)
     auto_stubs = not has_quant_stub(model)
-    plan, effects = plan_graph(
+    plan, found = plan_graph(
         model, graph, qconfigs, auto_stubs=auto_stubs, high_precision_outputs=high_precision_outputs
     )
+    effects = list(dict.fromkeys(found))  # several runs say the same of an op
     _defer_products(model, graph)
     run_plan = RunPlan.of_graph(graph, plan)
     _drop_float_functions(model, plan)
@@ -86,7 +87,8 @@ def record(
     place_fake_quants(model)
     attach_journal(model)
     model.register_load_state_dict_post_hook(match_bounds_after_load)  # type: ignore[no-untyped-call]
-    return graph, model, effects
+    setattr(model, EFFECTS_ATTRIBUTE, effects)
+    return graph, model
 
 
 def _graph_of(model: nn.Module, runs: Sequence[Run]) -> fx.Graph:
@@ -138,6 +140,7 @@ def _follow(model: nn.Module, run_plan: RunPlan, effects: list[QuantEffect]) -> 
             module.takes_floats = True
     model.__dict__[PLAN_ATTRIBUTE] = run_plan
     model.__dict__[DISPATCH_ATTRIBUTE] = RecordedDispatch
+    model.__dict__[BEFORE_CONVERT] = leave_unreached_in_float
     model.register_forward_hook(finish_forward, prepend=True)
 
 

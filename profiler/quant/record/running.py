@@ -15,11 +15,13 @@ from profiler.errors import UnsupportedOpError
 from profiler.quant.calls import FunctionCall
 from profiler.quant.eager.dispatch import EagerDispatch, generate, is_in_place, run_generated
 from profiler.quant.eager.running import FQN_ATTRIBUTE, RUNNING
+from profiler.quant.fx.weighted_functions import WEIGHTED_FUNCTIONS
 from profiler.quant.modules import Identity
 from profiler.quant.naming import join, op_name
-from profiler.quant.ops.functional import keeps_scale
+from profiler.quant.ops.constants import is_constant
+from profiler.quant.ops.functional import keeps_scale, spec_of_op, tensors_in
 from profiler.quant.ops.gemm import Gemm
-from profiler.quant.ops.registry import Family, spec_of_function
+from profiler.quant.ops.registry import Family, OpSpec, spec_of_class, spec_of_function
 from profiler.quant.qconfig import QConfig
 from profiler.quant.qtensor import QTensor, first_qtensor, has_handler, to_float
 from profiler.quant.record.become import become_float, become_quantized
@@ -78,7 +80,7 @@ class RecordedDispatch(EagerDispatch):
         module = call.module._modules.get(call.attribute)
         target = args[0] if args and isinstance(args[0], Tensor) and is_in_place(call) else None
         if isinstance(module, Identity):  # fused away
-            return module(args[0])
+            return module(args[0] if args else kwargs["input"])
         if _is_fused_elsewhere(module, args):
             module = None
         if module is None:
@@ -88,8 +90,8 @@ class RecordedDispatch(EagerDispatch):
             module = self._late_module(call, args, kwargs)
         if module is None:
             return self._run_plain(call, args, kwargs)
-        if isinstance(module, Gemm) and not _is_fused_add(module):  # F.conv2d: its weights are the module's
-            args, kwargs = args[:1], {}
+        if call.name in WEIGHTED_FUNCTIONS:  # its weights are the module's
+            args, kwargs = (args[0] if args else kwargs["input"],), {}
         result = run_generated(module, call, args, kwargs)
         return _written_back(target, result) if target is not None else result
 
@@ -248,24 +250,60 @@ def _cross(module: nn.Module, args: Any, kwargs: Any) -> Any:
 def _through_stubs(
     tracker: RecordedDispatch, module: nn.Module, path: str, plan: CallPlan, args: Any, kwargs: Any
 ) -> Any:
-    stubs = dict(plan.stubs)
-    is_weighted = isinstance(module, Gemm)
-    number = -1
+    """Arguments of a quantized op: values that are plain pass the stubs of this call.
+
+    A function without any quantized argument runs on real values. So does one of which an argument is plain where the
+    record had it quantized, unless the model observes: then that argument gets a stub of its own.
+    """
+    if isinstance(module, FakeQuantStub):
+        return args, kwargs
+    if _is_function(module) and first_qtensor([args, kwargs]) is None:
+        return args, kwargs
+    operands = _operands(module, args, kwargs)
+    stubs, number, is_mixed = dict(plan.stubs), -1, False
 
     def cross(value: Any) -> Any:
-        nonlocal number
+        nonlocal number, is_mixed
         if not isinstance(value, Tensor):
             return value
         number += 1
-        is_plain = not isinstance(value, QTensor) and value.is_floating_point()
-        if not is_plain or isinstance(module, FakeQuantStub):
+        if isinstance(value, QTensor) or not value.is_floating_point():
             return value
         stub = stubs.get(number)
-        if stub is None and is_weighted and tracker.plan.calls.get(path) is None:
+        if stub is None and id(value) in operands:
             stub = tracker.late_stub(path, number)
-        return value if stub is None else tracker.through_stub(value, stub)
+        crossed = value if stub is None else tracker.through_stub(value, stub)
+        is_mixed = is_mixed or (not isinstance(crossed, QTensor) and id(value) in operands)
+        return crossed
 
-    return tree_map(cross, args), tree_map(cross, kwargs)
+    args, kwargs = tree_map(cross, args), tree_map(cross, kwargs)
+    if is_mixed:
+        with torch._C.DisableTorchFunction():
+            return to_float(args), to_float(kwargs)
+    return args, kwargs
+
+
+def _is_function(module: nn.Module) -> bool:
+    return getattr(_spec(module), "family", None) is Family.FUNCTION
+
+
+def _spec(module: nn.Module) -> OpSpec | None:
+    cls = getattr(module, "stands_for", type(module))
+    return spec_of_op(module) or next((s for c in cls.__mro__ if (s := spec_of_class(c)) is not None), None)
+
+
+def _operands(module: nn.Module, args: Any, kwargs: Any) -> set[int]:
+    """Identities of the plain float tensors that an op takes quantized: no masks, numbers or constant operands."""
+    spec = _spec(module)
+    if spec is None or spec.family not in (Family.GEMM, Family.FUNCTION, Family.COMPOSITE):
+        return set()
+    plain = dict(spec.plain_arguments)
+    given = [value for i, value in enumerate(args) if i not in plain]
+    given += [value for name, value in kwargs.items() if name not in plain.values()]
+    needed = [t for t in tensors_in(given) if not isinstance(t, QTensor) and t.is_floating_point()]
+    if spec.family is Family.FUNCTION:
+        needed = [t for t in needed if t.dim() > 0 and t.numel() > 0 and not is_constant(t)]
+    return {id(t) for t in needed}
 
 
 def _finish(module: nn.Module, args: Any, output: Any) -> Any:

@@ -1,0 +1,65 @@
+"""Before conversion: recorded ops that no calibration batch reached go back to float, and are named."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from profiler.quant.fake_quant import FakeQuantize
+from profiler.quant.naming import op_name, parse_generated
+from profiler.quant.ops.gemm import FakeQuantGemm
+from profiler.quant.states import named_fake_quants
+from profiler.quant.stubs import FakeQuantStub, QuantStub
+from profiler.quant.swap import EFFECTS_ATTRIBUTE, QuantEffect, misses_scale
+
+_REASON = "no calibration batch reached it: it runs in float"
+
+
+def leave_unreached_in_float(model: nn.Module) -> list[str]:
+    """Take the quantizers from ops of a recorded model whose scale nobody knows, in place.
+
+    Nothing happens where nothing was observed at all: then calibration was forgotten. Attention, recurrent and other
+    composite ops stay, so that convert names them.
+
+    Returns:
+        Names of the ops that run in float from now on.
+    """
+    fake_quants = dict(named_fake_quants(model))
+    if not any(fq.is_calibrated for name, fq in fake_quants.items() if not name.endswith("weight_fake_quant")):
+        return []
+    found: dict[str, None] = {}
+    for name, fake_quant in fake_quants.items():
+        owner = name.rpartition(".")[0]
+        if misses_scale(model, name, fake_quant) and _leave(model, owner):
+            found[op_name(owner)] = None
+    effects = model.__dict__.get(EFFECTS_ATTRIBUTE)
+    if effects is not None:
+        effects.extend(QuantEffect(name, "", "torch.float32", _REASON) for name in found)
+    return list(found)
+
+
+def _leave(model: nn.Module, path: str) -> bool:
+    parent_path, _, name = path.rpartition(".")
+    parent, module = model.get_submodule(parent_path), model.get_submodule(path)
+    if isinstance(module, FakeQuantStub) and module.is_automatic:
+        plain = QuantStub()
+        plain.is_automatic = True
+        _take_hooks(plain, module)
+        parent._modules[name] = plain
+        return True
+    if isinstance(module, FakeQuantGemm):
+        module.activation_post_process = None
+        return True
+    if parse_generated(name) is not None and isinstance(module._modules.get("activation_post_process"), FakeQuantize):
+        del parent._modules[name]
+        return True
+    return False
+
+
+def _take_hooks(new: nn.Module, old: nn.Module) -> None:
+    own: Any = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_always_called", "_forward_hooks_with_kwargs")
+    for table in (*own, "_forward_pre_hooks_with_kwargs"):
+        new.__dict__[table] = old.__dict__[table].copy()
+    new.__dict__.update({k: v for k, v in old.__dict__.items() if k.startswith("quant_")})
+    new.train(old.training)
