@@ -96,7 +96,10 @@ def _build_parser() -> argparse.ArgumentParser:
 def _add_demo(commands: argparse._SubParsersAction[_Parser]) -> None:
     demo = commands.add_parser("demo", help="profile a sample model", epilog=_EPILOG)
     demo.add_argument(
-        "--model", default="pitfalls", metavar="NAME", help="mobilenet_v2, pitfalls (the default), vit or yolov3"
+        "--model",
+        default="pitfalls",
+        metavar="NAME",
+        help="mobilenet_v2, multitask, pitfalls (the default), vit or yolov3",
     )
     _add_output_arguments(demo)
     demo.set_defaults(run=_run_demo)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 SAMPLES: dict[str, str] = {
     "mobilenet_v2": "sample_models.mobilenet_v2",
+    "multitask": "sample_models.multitask",
     "pitfalls": "sample_models.pitfalls",
     "vit": "sample_models.vit",
     "yolov3": "sample_models.yolov3",
