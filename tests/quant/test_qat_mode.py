@@ -25,6 +25,8 @@ from profiler.quant import (
     set_qat_mode,
 )
 from profiler.quant.ops.gemm import FakeQuantGemm, FusedGemm, IntegerGemm
+from tests.models import IMAGE, ConvBnRelu, Residual
+from tests.quant.onnx_check import assert_equals_onnx
 
 BASES: dict[str, Any] = {
     "conv": lambda: (nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)),
@@ -195,3 +197,42 @@ def test_fuse_bn_is_the_default_and_folds_at_once() -> None:
 def test_set_qat_mode_other_value_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"QAT mode 'bn' is unknown.*QATMode\.WithBN"):
         set_qat_mode("bn")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("front_end", ["eager", "fx"])
+def test_r26_with_bn_network_from_prepare_through_training_to_the_file(front_end: str) -> None:
+    torch.manual_seed(0)
+    model: Any = Residual().train()
+    trained = copy.deepcopy(model)
+    blocks = ("stem", "block")
+    if front_end == "fx":
+        qat: Any = prepare_qat_fx(model, {"": default_qat_8bit_fake_quant_qconfig})
+    else:
+        for name in blocks:
+            fuse_modules(getattr(model, name), list(ConvBnRelu.fuse_names), inplace=True)
+        model.qconfig = default_qat_8bit_fake_quant_qconfig
+        qat = prepare_qat(model)
+    ops = {name: next(m for m in getattr(qat, name).modules() if isinstance(m, FakeQuantGemm)) for name in blocks}
+    before = {name: op.bn.running_mean.clone() for name, op in ops.items()}
+    optimizer = torch.optim.SGD(qat.parameters(), lr=0.01)
+    for _ in range(3):
+        optimizer.zero_grad()
+        qat(torch.randn(IMAGE)).square().mean().backward()
+        optimizer.step()
+    assert not any(torch.equal(op.bn.running_mean, before[name]) for name, op in ops.items())
+
+    qat.eval()
+    x = torch.randn(IMAGE)
+    with torch.no_grad():  # the same parameters, unfused
+        for name, op in ops.items():
+            part = getattr(trained, name)
+            part.convolution.weight.copy_(op.weight)
+            part.normalisation.load_state_dict(op.bn.state_dict())
+        trained.head.load_state_dict({"weight": qat.head.weight, "bias": qat.head.bias})
+        set_fake_quantize(qat, FakeQuantState._FLOAT)
+        assert float((qat(x) - trained.eval()(x)).abs().max()) < 1e-4
+        set_fake_quantize(qat, FakeQuantState.VALIDATION)
+        converted = (convert_fx if front_end == "fx" else convert)(qat)
+        assert float((converted(x) - qat(x)).abs().max()) < 0.05 * float(qat(x).abs().max())
+    assert not [m for m in converted.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert_equals_onnx(converted, x)
