@@ -68,6 +68,7 @@ from profiler.quant.ops.module_forms import (
 )
 from profiler.quant.ops.segment_lut import SegmentLUT
 from profiler.quant.policy import set_state_policy
+from profiler.quant.preparing import PrepareMethod, prepare
 from profiler.quant.preserve import set_preserve_qat_mode
 from profiler.quant.qat_mode import QATMode, set_qat_mode
 from profiler.quant.qconfig import (
@@ -136,6 +137,7 @@ __all__ = [
     "PACTFakeQuantize",
     "PercentileObserver",
     "Pow",
+    "PrepareMethod",
     "QATMode",
     "QConfig",
     "QTensor",
@@ -193,6 +195,7 @@ __all__ = [
     "nan_check",
     "ops",
     "perf_model",
+    "prepare",
     "prepare_qat",
     "prepare_qat_fx",
     "qinfo",

@@ -282,6 +282,8 @@ def _selects_indices(root: nn.Module, node: fx.Node) -> bool:
     source = node.args[0] if node.args else None
     if node.op != "call_function" or not isinstance(source, fx.Node) or source.op != "call_module":
         return False
+    if len(node.args) < 2:
+        return False
     module = root.get_submodule(str(source.target))
     gives_indices = isinstance(module, FunctionOp) and module.function in _WITH_INDICES
     return gives_indices and node.args[1] in (1, -1, "indices")

@@ -22,13 +22,13 @@ from profiler.quant.swap import QuantEffect, effect_of, fake_quant_form
 from profiler.quant.switches import add_cast
 
 # Gives every module of a model, generated ones too, its `qconfig` attribute; the graph shows who reads what.
-QconfigSource = Callable[[nn.Module, fx.Graph], list[QuantEffect]]
+QconfigSource = Callable[[nn.Module, fx.Graph | None], list[QuantEffect]]
 
 
 def from_dicts(qconfig_dict: dict[str, Any] | None, hybrid_dict: dict[str, Any] | None = None) -> QconfigSource:
     """Qconfigs as `prepare_qat_fx` takes them."""
 
-    def apply(model: nn.Module, graph: fx.Graph) -> list[QuantEffect]:
+    def apply(model: nn.Module, graph: fx.Graph | None) -> list[QuantEffect]:
         return [*apply_qconfig_dict(model, qconfig_dict), *apply_hybrid_dict(model, hybrid_dict)]
 
     return apply

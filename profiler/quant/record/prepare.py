@@ -75,6 +75,7 @@ def record(
     graph = _graph_of(model, runs)
     model = copy_model(model)
     use_plain_forwards(model)
+    _leave_taken_apart(model, graph)
     auto_stubs = not has_quant_stub(model)
     plan, found = plan_graph(
         model, graph, qconfigs, auto_stubs=auto_stubs, high_precision_outputs=high_precision_outputs
@@ -104,6 +105,15 @@ def _graph_of(model: nn.Module, runs: Sequence[Run]) -> fx.Graph:
             f"{type(model).__name__}: its forward raised {type(error).__name__} on the example inputs: {error}; pass "
             "inputs that the float model takes"
         ) from error
+
+
+def _leave_taken_apart(model: nn.Module, graph: fx.Graph) -> None:
+    """A module whose parameters other code reads (`bn.forward(x)`, `F.conv2d(x, conv.weight)`) stays what it is."""
+    called = {str(node.target) for node in graph.nodes if node.op == "call_module"}
+    for node in graph.nodes:
+        owner = str(node.target).rpartition(".")[0] if node.op == "get_attr" else ""
+        if owner in called:
+            model.get_submodule(owner).__dict__["qconfig"] = None
 
 
 def _defer_products(model: nn.Module, graph: fx.Graph) -> None:

@@ -89,7 +89,9 @@ class RecordedDispatch(EagerDispatch):
                 return call.func(*args, **kwargs)
             module = self._late_module(call, args, kwargs)
         if module is None:
-            return self._run_plain(call, args, kwargs)
+            plan = self.next_plan(join(call.module.__dict__.get(FQN_ATTRIBUTE, ""), call.attribute))
+            result = self._run_plain(call, args, kwargs)
+            return to_float(result) if plan.gives_plain else result
         if call.name in WEIGHTED_FUNCTIONS:  # its weights are the module's
             args, kwargs = (args[0] if args else kwargs["input"],), {}
         result = run_generated(module, call, args, kwargs)
@@ -122,12 +124,13 @@ class RecordedDispatch(EagerDispatch):
         if effects is not None:
             effects.append(QuantEffect(op_name(path), requested, "torch.float32", _OTHER_PATH))
 
-    def forget(self) -> None:
-        """Let go of what was quantized in this forward."""
+    def __exit__(self, *args: Any) -> None:
+        """The forward ended, well or by an error: let go of what was quantized in it."""
         for value in self._stubbed:
             if hasattr(value, _STUBBED):
                 delattr(value, _STUBBED)
         self._stubbed.clear()
+        super().__exit__(*args)  # type: ignore[no-untyped-call]
 
     def late_stub(self, path: str, number: int) -> str | None:
         """Path of a stub for an argument that was quantized in the record and is not now; made while observing."""
@@ -198,7 +201,6 @@ def finish_forward(root: nn.Module, args: Any, output: Any) -> Any:
     """Post-hook of the model: what leaves it is plain."""
     tracker = RUNNING.tracker
     if isinstance(tracker, RecordedDispatch) and len(tracker.frames) == 1:
-        tracker.forget()
         return plain_result(output)
     return None
 
