@@ -20,12 +20,13 @@ from profiler.quant import (
     convert,
     default_calib_8bit_fake_quant_qconfig,
     prepare_qat,
+    quantize,
     set_march,
     wrap,
 )
 from profiler.quant.record.prepare import prepare_recorded
 from profiler.quant.setters.files import qconfig_dtypes
-from tests.quant.setters.nets import INPUTS, batches, dtypes_of, logged, make, prepare, setter
+from tests.quant.setters.nets import INPUTS, FusedAdd, batches, dtypes_of, logged, make, prepare, setter
 from tests.quant.stages import calibrate
 
 TEMPLATES: list[Any] = [
@@ -74,6 +75,17 @@ def test_threshold_and_dtype_reach_a_recorded_model_and_its_integers() -> None:
     quantized: Any = convert(calibrate(prepared, [x]))
     assert torch.equal(quantized.two.out_scale.reshape(()), torch.tensor(2.0 / 32768))
     assert torch.isfinite(quantized(x)["out"]).all()
+
+
+@pytest.mark.parametrize("cls", [FusedAdd, _Branching])
+def test_quantize_takes_a_setter_in_both_front_ends(cls: Any) -> None:
+    used = setter(ModuleNameTemplate({"": "qint16"}))
+    x = torch.rand(2, 3, 8, 8)
+    stages = quantize(make(cls), [x], march="nash-m", qconfig=used)
+    assert stages.frontend == ("fx" if cls is FusedAdd else "record")
+    outputs = {dtype for (_, port), dtype in dtypes_of(stages.calib).items() if port == "output"}
+    assert outputs >= {"qint16", "torch.float32"}
+    assert any(effect.actual == "applied" for effect in stages.effects)
 
 
 class _Wrapped(nets.Stubbed):

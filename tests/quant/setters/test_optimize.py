@@ -37,6 +37,7 @@ def test_fused_add_in_int16_takes_int8_and_the_log_and_effects_say_so() -> None:
     assert change.reason.startswith("QC4: it feeds add_0")
     effect = effect_of(prepared, "a", "qint8")
     assert (effect.requested, effect.reason) == ("qint16", change.reason)
+    assert effect_of(prepared, "x_activation_post_process", "qint16").reason == ""  # the stub did not fall back
 
 
 def test_automatic_stub_before_a_fused_add_is_int8() -> None:
