@@ -28,6 +28,7 @@ from profiler.quant.qtensor import (
 )
 from profiler.quant.states import join_state, named_fake_quants
 from profiler.quant.swap import EFFECTS_ATTRIBUTE, QuantEffect, effect_of
+from profiler.quant.switches import add_cast
 
 name_modules_with(running_module)
 DISPATCH_ATTRIBUTE = "quant_dispatch"  # of the root of a model that another front end made
@@ -119,6 +120,7 @@ def generate(parent: nn.Module, function: str, name: str, qconfig: QConfig, *, i
         if is_float
         else make_fake_quant_function(parent, function, {}, "", qconfig)
     )
+    add_cast(module, qconfig)
     module.__dict__[FQN_ATTRIBUTE] = join(getattr(parent, FQN_ATTRIBUTE, ""), name)
     parent.add_module(name, module)
     install_hooks(module)
