@@ -16,8 +16,11 @@ from profiler.errors import ConfigError, NotCalibratedError, PrepareError, State
 from profiler.quant import (
     FakeQuantState,
     FixedScaleObserver,
+    HistogramObserver,
     QATMode,
     QConfig,
+    convert,
+    convert_fx,
     default_calib_8bit_fake_quant_qconfig,
     default_qat_8bit_fake_quant_qconfig,
     default_qat_8bit_lsq_quant_qconfig,
@@ -30,14 +33,18 @@ from profiler.quant import (
     set_qat_mode,
     unfreeze_part,
 )
+from profiler.quant.fx.planning import from_dicts
+from profiler.quant.record.prepare import prepare_recorded
 from profiler.quant.states import journal_of, named_fake_quants
 from tests.models import Stubbed
-from tests.quant.stages import FRONT_ENDS, calibrate
+from tests.quant.stages import calibrate
 
 PREPARE: dict[str, Callable[[nn.Module, QConfig], nn.Module]] = {
     "eager": lambda model, q: prepare_qat(_with(model, q)),
     "fx": lambda model, q: prepare_qat_fx(model, {"": q}),
+    "recorded": lambda model, q: prepare_recorded(model, [((batches()[0],), {})], from_dicts({"": q})),
 }
+CONVERT = {"eager": convert, "fx": convert_fx, "recorded": convert}
 
 
 class Part(nn.Module):
@@ -215,9 +222,7 @@ def test_freeze_drops_gradients_that_an_optimizer_would_still_use(front_end: str
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
-def test_copy_of_a_model_keeps_its_part_frozen(
-    front_end: str, copied: Callable[[nn.Module], nn.Module], tmp_path: object
-) -> None:
+def test_copy_of_a_model_keeps_its_part_frozen(front_end: str, copied: Callable[[nn.Module], nn.Module]) -> None:
     model = trainable(front_end)
     freeze_part(model, "first")
     twin = copied(model)
@@ -351,6 +356,18 @@ def test_reset_part_makes_every_observer_as_new(observer: str) -> None:
         assert torch.equal(again.scale, first.scale)
 
 
+def test_new_scales_from_histograms_leave_a_frozen_part() -> None:
+    model = calibrated("fx", get_default_qconfig(activation_observer="histogram"))
+    freeze_part(model, "first")
+    frozen, free = values(model, "first"), values(model, "second")
+
+    HistogramObserver.reset_scale(model, "percentile", {"percentile": 0.9})
+
+    assert_same(frozen, model, "first")
+    name = "fc.activation_post_process.scale"
+    assert not torch.equal(free[name], values(model, "second")[name])
+
+
 def test_reset_part_leaves_a_given_scale() -> None:
     qkwargs = {"observer": FixedScaleObserver, "scale": 0.25}
     model = calibrated("fx", get_default_qconfig(activation_qkwargs=qkwargs))
@@ -366,8 +383,7 @@ def test_reset_part_refuses_what_is_frozen(front_end: str) -> None:
 
 
 def test_converted_model_of_a_frozen_one_computes_the_same_and_has_its_own_train(front_end: str) -> None:
-    make_stage, convert_it = FRONT_ENDS[front_end]
-    model = make_stage(two_heads(), batches())
+    convert_it, model = CONVERT[front_end], calibrated(front_end)
     plain = convert_it(model)(batches()[0])
     freeze_part(model, "first")
 
@@ -412,4 +428,5 @@ def test_a_new_function_in_a_model_with_a_frozen_part_follows_the_rest() -> None
     model.is_long = True
     model(batches()[0])
     late = model.get_submodule("_generated_add_0").activation_post_process
-    assert late.is_calibrated and not late.is_frozen
+    assert late.is_calibrated
+    assert not late.is_frozen

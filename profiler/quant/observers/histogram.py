@@ -60,8 +60,9 @@ class HistogramObserver(SearchingObserver):
         """
         if method not in _METHODS:
             raise ConfigError(f"method {method!r} is unknown; use one of {', '.join(_METHODS)}")
-        found = [(name, m) for name, m in model.named_modules() if name.startswith(prefix) and _observer_of(m)]
-        if not found:
+        below = [(name, m) for name, m in model.named_modules() if name.startswith(prefix) and _observer_of(m)]
+        found = [(name, m) for name, m in below if not getattr(m, "is_frozen", False)]  # freeze_part keeps those
+        if not below:
             raise ConfigError(f"no module below {prefix!r} has a HistogramObserver; prepare with get_qconfig() first")
         empty = [name for name, module in found if module.activation_post_process.histogram.numel() == 0]
         if empty:

@@ -187,6 +187,8 @@ def sample_of(name: str) -> tuple[Any, Callable[[], nn.Module], Batches, Batches
     if name == "yolov3":
         scenes = module.held_out_scenes()
         held_out = [scenes.images(rows) for rows in torch.arange(64).split(16)]
+    elif name == "multitask":
+        held_out = [module.held_out_digits().images()]
     else:
         held_out = [digits.normalise(digits.test_set()[0])]
 
