@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from profiler.errors import ConfigError, ModelError
 from profiler.quant.calibration.batches import Batch
-from profiler.quant.calibration.keeping import is_frozen, use_state
+from profiler.quant.calibration.keeping import use_state
 from profiler.quant.fake_quant import FakeQuantize
 from profiler.quant.observers import OBSERVERS, MinMaxObserver, ObserverBase, PercentileObserver, observer_class
 from profiler.quant.states import FakeQuantState, named_fake_quants
@@ -50,7 +50,7 @@ def is_free(name: str, fake_quant: FakeQuantize) -> bool:
     observer = fake_quant.activation_post_process
     is_weight = name.rpartition(".")[2] == "weight_fake_quant"
     is_settled = observer.averaging_constant == 0 and observer.is_calibrated
-    return not (is_weight or observer.is_fixed or is_settled or is_frozen(fake_quant))
+    return not (is_weight or observer.is_fixed or is_settled or fake_quant.is_frozen)
 
 
 def observe_candidates(

@@ -52,16 +52,11 @@ def use_state(model: nn.Module, state: FakeQuantState) -> None:
     """
     observer_on, fake_quant_on = state.value
     for _, fake_quant in named_fake_quants(model):
-        if is_frozen(fake_quant):
+        if fake_quant.is_frozen:
             _set(fake_quant, False, state is not FakeQuantState._FLOAT)
         else:
             _set(fake_quant, observer_on, fake_quant_on)
             fake_quant.training = state is FakeQuantState.CALIBRATION
-
-
-def is_frozen(fake_quant: FakeQuantize) -> bool:
-    """Whether `freeze_part` keeps it."""
-    return bool(getattr(fake_quant, "is_frozen", False))
 
 
 def _set(fake_quant: FakeQuantize, observer_on: bool, fake_quant_on: bool) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,9 +12,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from profiler.errors import ConfigError, ModelError
-from profiler.quant.calibration.batches import take_batches
+from profiler.quant.calibration.batches import Batch, take_batches
 from profiler.quant.calibration.config import ReconstructionConfig
-from profiler.quant.calibration.keeping import is_frozen, state_kept
+from profiler.quant.calibration.keeping import state_kept
 from profiler.quant.calibration.op_calls import collect_calls, count_calls
 from profiler.quant.calibration.rounding import learn_rounding
 from profiler.quant.naming import op_name
@@ -77,32 +76,34 @@ def weight_reconstruction(
     config = ReconstructionConfig.of(custom_config_dict)
     items = take_batches(batches, calib_model, config.num_batches, batch_process_func)
     originals: list[tuple[nn.Parameter, Tensor]] = []
-    done = []
+    done: list[ReconstructedOp] = []
     with state_kept(calib_model, "weight_reconstruction"):
         ops = _ops(calib_model, config.exclude_prefix)
         counts = count_calls(calib_model, ops, items)
         for number, (name, numbers) in enumerate(counts.items(), start=1):
-            op = ops[name]
-            result = _keeps_nearest(calib_model, name, op)
-            if result is None:
-                try:
-                    calls = collect_calls(calib_model, op, items, numbers, _original(originals))
-                except ModelError as error:
-                    result = ReconstructedOp(op_name(name), 0.0, 0.0, str(error))
-                else:
-                    result = _reconstruct(name, op, calls, config, originals)
-            done.append(result)
-            _LOGGER.info("weight_reconstruction: %d/%d %s", number, len(counts), _line(result))
+            reason = _why_not(calib_model, ops[name])
+            if reason:
+                done.append(ReconstructedOp(op_name(name), 0.0, 0.0, reason))
+            else:
+                done.append(_reconstruct(calib_model, name, items, numbers, config, originals))
+            _LOGGER.info("weight_reconstruction: %d/%d %s", number, len(counts), _line(done[-1]))
     return done
 
 
 def _reconstruct(
+    model: nn.Module,
     name: str,
-    op: FakeQuantGemm,
-    calls: list[Any],
+    batches: list[Batch],
+    numbers: list[int],
     config: ReconstructionConfig,
     originals: list[tuple[nn.Parameter, Tensor]],
 ) -> ReconstructedOp:
+    """One op; its calls are gone when this returns."""
+    op: Any = model.get_submodule(name)
+    try:
+        calls = collect_calls(model, op, batches, numbers, _original(originals))
+    except ModelError as error:
+        return ReconstructedOp(op_name(name), 0.0, 0.0, str(error))
     if not calls:
         return ReconstructedOp(op_name(name), 0.0, 0.0, "its weight is not used on these batches")
     rounding = learn_rounding(op, calls, config)
@@ -131,17 +132,13 @@ def _begins(path: str, prefix: str) -> bool:
     return path.startswith(prefix) or op_name(path).startswith(prefix)
 
 
-def _keeps_nearest(model: nn.Module, name: str, op: FakeQuantGemm) -> ReconstructedOp | None:
-    """An entry with the reason why an op is left out, or None."""
-    users = Counter(id(p) for m in model.modules() for p in m._parameters.values())
-    reason = ""
+def _why_not(model: nn.Module, op: FakeQuantGemm) -> str:
+    """Why an op is left out, or ""."""
     if op.live_norm is not None:
-        reason = "its batch norm is live (QATMode.WithBN), so the weight to be rounded does not exist yet"
-    elif users[id(op.weight)] > 1:
-        reason = "another module has the same weight"
-    elif is_frozen(op.weight_fake_quant):
-        reason = "it is frozen"
-    return ReconstructedOp(op_name(name), 0.0, 0.0, reason) if reason else None
+        return "its batch norm is live (QATMode.WithBN), so the weight to be rounded does not exist yet"
+    if sum(p is op.weight for m in model.modules() for p in m._parameters.values()) > 1:
+        return "another module has the same weight"
+    return "it is frozen" if op.weight_fake_quant.is_frozen else ""
 
 
 @contextmanager

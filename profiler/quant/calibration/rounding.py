@@ -87,10 +87,10 @@ class _Trial:
 def learn_rounding(op: FakeQuantGemm, calls: list[Call], config: ReconstructionConfig) -> Rounding:
     """Round the weight of an op so that its results come near those of the float op.
 
-    Minimises `mean |f(W~ x~) - f(W x)|^2 / (that of nearest rounding) + weight * sum (1 - |2 h - 1|^b)` over h, with
-    `W~ = scale * clamp(floor(W / scale) + h)`; x~ is the input behind the quantized ops before it, x the float one,
-    f the fused add and activation. b falls from `b_range[0]` to `b_range[1]` after the warm-up, in which it has no
-    second term. The same calls and config give the same result.
+    Minimises `C * mean |f(W~ x~) - f(W x)|^2 / (that of nearest rounding) + weight * sum (1 - |2 h - 1|^b)` over h,
+    with C output channels and `W~ = scale * clamp(floor(W / scale) + h)`; x~ is the input behind the quantized ops
+    before it, x the float one, f the fused add and activation. b falls from `b_range[0]` to `b_range[1]` after the
+    warm-up, in which the second term is left out. The same calls and config give the same result.
 
     Args:
         op: fake-quant conv, linear or transposed conv whose weight is float and whose weight scale is known.
@@ -117,7 +117,8 @@ def learn_rounding(op: FakeQuantGemm, calls: list[Call], config: ReconstructionC
     def on_grid(up: Tensor) -> Tensor:
         return (lower + up).clamp(info.quant_min, info.quant_max) * scale
 
-    up = _learn(lambda h, call: trial.run(on_grid(h), call), steps - lower, calls, nearest_error, config)
+    unit = nearest_error / op.rows(weight).shape[0]
+    up = _learn(lambda h, call: trial.run(on_grid(h), call), steps - lower, calls, unit, config)
     learned = on_grid((up >= 0.5).to(lower.dtype))
     error = trial.error(learned, calls)
     if not error < nearest_error:
@@ -129,7 +130,7 @@ def _learn(
     run: Callable[[Tensor, Call], Tensor],
     rest: Tensor,
     calls: list[Call],
-    nearest_error: float,
+    unit: float,
     config: ReconstructionConfig,
 ) -> Tensor:
     """The soft rounding h in 0..1 after all steps; it starts from the float weight (h = rest)."""
@@ -141,7 +142,7 @@ def _learn(
         call = calls[int(torch.randint(len(calls), (), generator=chooser))]
         with torch.enable_grad():
             up = _stretched(logits)
-            loss = (run(up, call) - call.target).square().mean() / nearest_error
+            loss = (run(up, call) - call.target).square().mean() / unit
             if step >= warm_up:
                 progress = (step - warm_up) / max(config.num_steps - warm_up, 1)
                 sharpness = config.b_range[0] + (config.b_range[1] - config.b_range[0]) * progress
