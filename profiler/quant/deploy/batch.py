@@ -14,9 +14,10 @@ from profiler.quant.deploy.batch_values import GrowingConstants, Line, Sizes
 from profiler.quant.deploy.compare import ConstantPair, PartedError, walk
 from profiler.quant.deploy.export import Exported
 from profiler.quant.deploy.graph import Value, constant
-from profiler.quant.deploy.probe import integer_kernels_are_exact
+from profiler.quant.deploy.probe import integer_kernels_are_exact, unsigned_kernels_are_exact
 from profiler.quant.deploy.session import make_session, run_session
 from profiler.quant.deploy.structure import bind_inputs, flat_tensors, input_names, map_tensors
+from profiler.quant.deploy.unsigned import with_unsigned_activations
 
 BATCH = "N"
 _FLOAT_RELATIVE = 1e-5
@@ -91,10 +92,10 @@ def free_batch(static: Exported, inputs: BatchInputs, record: Callable[[Any], Ex
             runs[size] = _at_size(record, inputs.at(size, is_varied), size)
         return runs[size]
 
-    one, two = _unused_sizes(static)
-    pairs = [(one, two)]
-    if 1 < inputs.size <= _SMALL_BATCH:  # its recording is there; larger ones take longer than two small ones
-        pairs.insert(0, (one, inputs.size))
+    pairs = [(2, inputs.size if inputs.size in (3, _SMALL_BATCH) else 3)]  # small ones are soon recorded
+    unused = _unused_sizes(static)
+    if unused != pairs[0]:
+        pairs.append(unused)  # where a dimension of the model happens to be 2 or 3
     for first, second in pairs:
         try:
             freed = _joined(run(first), run(second), Sizes(first, second), inputs)
@@ -102,7 +103,7 @@ def free_batch(static: Exported, inputs: BatchInputs, record: Callable[[Any], Ex
         except UnsupportedOpError:
             if (first, second) == pairs[-1]:
                 raise
-    for size in sorted({1, *(size for size in runs if size <= max(_SMALL_BATCH, two))}):
+    for size in sorted({1, *runs}):
         _require_same_results(freed, run(size), size, opt)
     return freed
 
@@ -215,9 +216,8 @@ def _require_same_results(freed: Exported, static: Exported, size: int, opt: int
     """
     codes = _int8_marks(freed, static) if integer_kernels_are_exact() else {}
     try:
-        session = make_session(_with_outputs(freed.proto, codes), opt)
-        results = run_session(session, freed.input_names, static.inputs)
-        expected = run_session(make_session(static.proto, opt), static.input_names, static.inputs)
+        results = _run(_with_outputs(freed.proto, codes), freed.input_names, static.inputs, opt)
+        expected = _run(static.proto, static.input_names, static.inputs, opt)
     except Exception as error:
         raise UnsupportedOpError(f"the file with a free batch size fails at {size}: {error}") from error
     num_outputs = len(expected)
@@ -227,6 +227,13 @@ def _require_same_results(freed: Exported, static: Exported, size: int, opt: int
     for (op, wanted), actual in zip(codes.values(), results[num_outputs:], strict=True):
         if not torch.equal(actual, wanted):
             raise UnsupportedOpError(f"{_located(static, op)}: codes of a file with a free batch size differ at {size}")
+
+
+def _run(proto: Any, names: list[str], tensors: list[Tensor], opt: int) -> list[Tensor]:
+    """Outputs in ONNX Runtime, by its fast kernels where they are exact, as `load_compiled` runs a file."""
+    if unsigned_kernels_are_exact():
+        proto = with_unsigned_activations(proto)
+    return run_session(make_session(proto, opt), names, tensors)
 
 
 def _int8_marks(freed: Exported, static: Exported) -> dict[str, tuple[str, Tensor]]:

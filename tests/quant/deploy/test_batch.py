@@ -80,6 +80,11 @@ def test_batch_stays_fixed_with_the_reason(name: str) -> None:
         freed(function, X)
 
 
+def test_path_that_only_large_batches_take_keeps_the_batch_fixed() -> None:
+    with pytest.raises(UnsupportedOpError, match="differs at 8"):
+        freed(lambda x: x * 2 if x.shape[0] > 6 else x * 3, rand(8, 4, 6))
+
+
 def test_reason_names_op_and_line() -> None:
     def forward(x: Tensor) -> Tensor:
         return x * 2 * x.shape[0] ** 0.5
