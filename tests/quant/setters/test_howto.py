@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from profiler.quant import convert_fx
 from sample_models import mobilenet_v2
 from tests.quant.setters.nets import dtypes_of
 
@@ -35,4 +34,3 @@ def test_howto_runs_and_shows_its_log(tmp_path: Path, monkeypatch: pytest.Monkey
     assert dtypes_of(found[0]) == dtypes_of(found[-1])
     assert dtypes_of(found[2])["backbone.layer3.1.skip_add", "output"] == "qint16"
     assert found[3].get_submodule("backbone.conv2.conv").activation_post_process.scale == 4.0 / 32768
-    assert convert_fx is names["convert_fx"]
