@@ -6,10 +6,11 @@ import torch
 from torch import nn
 
 from profiler.errors import ModelError
+from profiler.quant.masks import is_additive_mask
 
 
 def require_usable_weights(model: nn.Module) -> None:
-    """Refuse a model in half precision, or with NaN or Inf in its parameters or buffers.
+    """Refuse a model in half precision, or with NaN or Inf in its parameters or buffers (-inf in a mask is fine).
 
     Raises:
         ModelError: names the tensors, their dtype, or how many of their values are bad.
@@ -24,7 +25,7 @@ def require_usable_weights(model: nn.Module) -> None:
     bad = [
         f"{name}: {int((~torch.isfinite(tensor)).sum())} of {tensor.numel()} values"
         for name, tensor in tensors
-        if not bool(torch.isfinite(tensor).all())
+        if not bool(torch.isfinite(tensor).all()) and not is_additive_mask(tensor)
     ]
     if bad:
         raise ModelError(

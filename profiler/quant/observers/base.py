@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from profiler.errors import ConfigError, ModelError, NotCalibratedError
 from profiler.quant.affine import QInfo, qinfo, scale_from_absmax
+from profiler.quant.masks import MASK_SCALE, OFF, is_additive_mask, is_mask_scale
 
 OPTIONAL_KEYS = ("histogram", "histogram_start", "histogram_absmax")
 
@@ -107,12 +108,14 @@ class ObserverBase(nn.Module):
         """Update the bounds from one batch; empty tensors change nothing.
 
         Raises:
-            ModelError: the batch holds NaN or Inf.
+            ModelError: the batch holds NaN or Inf, and is no additive mask.
         """
         if x.numel() == 0:
             return x
         values = x.detach().to(torch.float32)
         low, high = self._extremes(values)
+        if self.ch_axis < 0 and self._takes_mask(values, low, high):
+            return x
         if not bool(torch.isfinite(low).all() and torch.isfinite(high).all()):
             raise ModelError(
                 "a tensor to be observed holds NaN or Inf, so no scale can be made from it; check masks, divisions "
@@ -120,6 +123,24 @@ class ObserverBase(nn.Module):
             )
         self._absorb(values, low, high)
         return x
+
+    def _takes_mask(self, values: Tensor, low: Tensor, high: Tensor) -> bool:
+        """Whether the batch is an additive mask, which gets the scale of masks; one without masked elements is 0."""
+        if float(high) != 0:
+            return False
+        is_known = self.is_calibrated
+        is_mask = is_known and is_mask_scale(self.calculate_qparams()[0])
+        if float(low) == 0:
+            return is_mask
+        if (
+            (is_known and not is_mask and bool((self.max_val - self.min_val).any()))
+            or float(low) > OFF
+            or not is_additive_mask(values)
+        ):
+            return False
+        if not is_mask:
+            self.set_absmax(torch.full_like(high, MASK_SCALE * self.info.half_range))
+        return True
 
     def bounds(self, values: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         """Lower and upper bound to use for one batch, from its values and its extremes."""

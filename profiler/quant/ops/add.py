@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from profiler.quant.affine import qint8
+from profiler.quant.fake_quant import FakeQuantize
+from profiler.quant.masks import masked_elements
+from profiler.quant.modules import quantized_output
 from profiler.quant.ops.functional import OutputQuant
 from profiler.quant.ops.operands import codes_of_steps, rescaled
 from profiler.quant.ops.registry import Family, OpSpec, register
+from profiler.quant.ops.select import fill
 from profiler.quant.qtensor import QTensor
 
 
@@ -25,7 +31,12 @@ def add_codes(out: OutputQuant, input: Any, other: Any, *, alpha: float = 1.0) -
 
     Returns:
         `clamp(round(x_q * (s_x / s_y) + other_q * (alpha * s_o / s_y)))`, products and sum in float32, one rounding.
+        Where an operand is an additive mask (see masks.py) and switches off, the least int16 code, as masked_fill does.
     """
+    masked, data = _mask_and_data(input, other, alpha)
+    if masked is not None:
+        steps = torch.where(masked, 0.0, rescaled(out, data))
+        return cast(QTensor, fill(codes_of_steps(out, steps), masked, -math.inf))
     return codes_of_steps(out, rescaled(out, input) + rescaled(out, other, alpha))
 
 
@@ -38,6 +49,31 @@ def add_relu_codes(out: OutputQuant, input: Any, other: Any) -> QTensor:
     """Codes of `relu(input + other)`; arguments as in add_codes."""
     total = add_codes(out, input, other)
     return total.like(total.plain.clamp_min(0))
+
+
+def _mask_and_data(input: Any, other: Any, alpha: float) -> tuple[Tensor | None, Any]:
+    """Where one of two operands is a mask that switches off, and the other operand; (None, None) without one."""
+    left, right = masked_elements(input), masked_elements(other)
+    if left is not None and right is None and alpha == 1:
+        return left, other
+    return (right, input) if right is not None and left is None and alpha > 0 else (None, None)
+
+
+def _add_output(fake_quant: FakeQuantize, y: Tensor, input: Any, other: Any, *, alpha: float = 1.0) -> Tensor:
+    """The sum on the grid. What a mask switches off is not observed and gets the least int16 value.
+
+    In int16 that is the least value of the output's own range, which then reaches 8 times as far as the data.
+    """
+    masked, _ = _mask_and_data(input, other, alpha)
+    if masked is None:
+        return quantized_output(y, fake_quant)
+    kept = torch.where(masked, 0.0, y)
+    if fake_quant.dtype != qint8 and kept.numel():
+        kept = torch.where(masked, -8 * kept.detach().abs().amax(), y)
+    result = quantized_output(kept, fake_quant)
+    if not isinstance(result, QTensor) or not result.is_rounded:
+        return result.like(y) if isinstance(result, QTensor) else y
+    return cast(Tensor, fill(result, masked, -math.inf))
 
 
 def _add_float(input: Any, other: Any, *, alpha: float = 1) -> Any:
@@ -54,7 +90,9 @@ def _add_relu_float(input: Any, other: Any) -> Any:
 
 ADD = register(
     OpSpec("add", Family.FUNCTION, functions=("add",), float_fn=_add_float, integer_fn=add_codes,
-           note="`+`, torch.add, sum() of a list, FloatFunctional.add; broadcasting; a number as operand; alpha")
+           fake_quant_output=_add_output,
+           note="`+`, torch.add, sum() of a list, FloatFunctional.add; broadcasting; a number as operand; alpha; "
+           "an additive mask of 0 and -1e9 or -inf gives int16, as masked_fill")
 )  # fmt: skip
 SUB = register(
     OpSpec("sub", Family.FUNCTION, functions=("sub",), float_fn=_sub_float, integer_fn=sub_codes,

@@ -64,6 +64,8 @@ def run_fake_quant(spec: OpSpec, args: Any, kwargs: dict[str, Any], fake_quant: 
         return spec.float_fn(*args, **kwargs)
     _require_one_kind(spec, args, kwargs, spec.name)
     y = spec.float_fn(*to_plain(args), **to_plain(kwargs))
+    if spec.fake_quant_output is not None:
+        return spec.fake_quant_output(fake_quant, y, *args, **kwargs)
     return saturated_output(y, fake_quant) if spec.saturates else quantized_output(y, fake_quant)
 
 

@@ -48,6 +48,8 @@ class OpSpec:
             integers; `float_fn` on real values where it is None (FUNCTION).
         fused: class of the fused float form, which can take a batch norm, an add and an activation (GEMM).
         norms: batch norm classes that can be folded into it (GEMM).
+        fake_quant_output: `(fake quant, result of float_fn, *args, **kwargs) -> quantized result`, where that is
+            more than rounding (FUNCTION).
         saturates: Inf and NaN of `float_fn` go to the end of the output range and to 0, unobserved (FUNCTION).
         plain_arguments: (position, name) of tensor arguments that are never quantized: masks (COMPOSITE),
             parameters (FUNCTION).
@@ -68,6 +70,7 @@ class OpSpec:
     high_precision_fn: Callable[..., Any] | None = None
     fused: type[nn.Module] | None = None
     norms: tuple[type[nn.Module], ...] = ()
+    fake_quant_output: Callable[..., Any] | None = None
     saturates: bool = False
     plain_arguments: tuple[tuple[int, str], ...] = ()
     refusal: Callable[[Any], str] | None = None

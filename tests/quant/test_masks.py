@@ -1,0 +1,144 @@
+"""Additive masks beside data: what they switch off stays off, and the data keeps its resolution."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from profiler.errors import ModelError
+from profiler.quant import MinMaxObserver, MSEObserver, QTensor, quantize
+from profiler.quant.masks import MASK_SCALE, is_additive_mask, is_mask_scale, masked_elements
+from profiler.quant.observers import HistogramObserver, KLObserver, PercentileObserver
+from tests.quant.onnx_check import assert_equals_onnx
+from tests.quant.op_forms import assert_codes_equal, codes, on_grid, quantized
+from tests.quant.ops.arithmetic_cases import S, distance, function_forms, rounded
+
+LEAST = torch.finfo(torch.float32).min
+OBSERVERS = [MinMaxObserver, MSEObserver, HistogramObserver, KLObserver, PercentileObserver]
+
+
+class Attention(nn.Module):
+    """One head that adds a mask of its keyword input, or its causal buffer, to the scores."""
+
+    def __init__(self, off: float, is_causal: bool) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.o = (nn.Linear(16, 16) for _ in range(4))
+        self.off = off
+        mask = torch.triu(torch.full((10, 10), off), 1) if is_causal else None
+        self.register_buffer("causal", mask)
+
+    def forward(self, x: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+        mask = torch.where(keep, 0.0, self.off)[:, None, :] if self.causal is None else self.causal
+        scores = self.q(x) @ self.k(x).transpose(1, 2) * 0.5 + mask
+        out: torch.Tensor = self.o(scores.softmax(-1) @ self.v(x))
+        return out
+
+
+def batch(seed: int, lengths: tuple[int, ...] = (6, 10, 3, 10)) -> tuple[torch.Tensor, torch.Tensor]:
+    x = torch.randn(4, 10, 16, generator=torch.Generator().manual_seed(seed))
+    return x, torch.arange(10)[None] < torch.tensor(lengths)[:, None]
+
+
+@pytest.mark.parametrize("frontend", ["fx", "record"])
+@pytest.mark.parametrize("off", [LEAST, -math.inf, -1e9, -1e4])
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_attention_with_an_added_mask_is_near_float_in_every_front_end(
+    frontend: str, off: float, is_causal: bool
+) -> None:
+    torch.manual_seed(0)
+    model = Attention(off, is_causal).eval()
+    lengths = [(10, 10, 10, 10), (6, 10, 3, 10), (10, 10, 10, 10)]
+
+    stages = quantize(model, [batch(i, n) for i, n in enumerate(lengths)], frontend=frontend)
+
+    given = batch(9)
+    with torch.no_grad():
+        expected, calib, integer = (m(*given) for m in (model, stages.calib, stages.quantized))
+    assert distance(calib, expected) < 0.1, "0.5 where the mask sets the scale"
+    assert distance(integer, calib) < 0.01
+    assert_equals_onnx(stages.quantized, *given)
+
+
+@pytest.mark.parametrize("observer", OBSERVERS)
+@pytest.mark.parametrize("dtype", ["qint8", "qint16"])
+def test_observer_of_a_mask_gives_its_scale_whatever_the_batches_without_masked_elements(
+    observer: type, dtype: str
+) -> None:
+    for order in ([0, 1, 0], [1, 0, 1]):
+        made = observer(dtype=dtype)
+        for number in order:
+            made(torch.tensor([0.0, -math.inf if number else 0.0, 0.0]))
+        assert is_mask_scale(made.calculate_qparams()[0])
+
+
+def test_observer_of_data_that_reaches_far_is_not_taken_for_a_mask() -> None:
+    for values in ([0.0, -1e5, 3.0], [0.0, -1e5, -1.0], [0.0, -100.0]):
+        observer = MinMaxObserver()
+        observer(torch.tensor(values))
+        assert not is_mask_scale(observer.calculate_qparams()[0])
+    observer(torch.tensor([0.0, -1e9]))
+    assert not is_mask_scale(observer.calculate_qparams()[0]), "it had seen data before"
+
+
+def test_observer_still_refuses_inf_in_data() -> None:
+    with pytest.raises(ModelError, match="NaN or Inf"):
+        MinMaxObserver()(torch.tensor([0.0, -math.inf, 1.0]))
+
+
+def test_is_additive_mask_wants_zeros_and_large_negative_numbers_only() -> None:
+    assert is_additive_mask(torch.tensor([0.0, -1e4]))
+    assert is_additive_mask(torch.tensor([-math.inf]))
+    assert not is_additive_mask(torch.zeros(3))
+    assert not is_additive_mask(torch.tensor([0.0, math.nan, -math.inf]))
+    assert not is_additive_mask(torch.tensor([]))
+
+
+@pytest.mark.parametrize("dtype", ["qint8", "qint16"])
+def test_add_of_a_mask_gives_the_data_and_the_least_int16_code(dtype: str) -> None:
+    x_q = codes((4, 6), 0, dtype)
+    mask_q = torch.tensor([0, -1, -128, 0, 0, -2], dtype=torch.int8)
+    fake, integer = function_forms("add", 0.02, dtype)
+
+    result = integer(quantized(x_q, 0.013, dtype), quantized(mask_q, MASK_SCALE))
+
+    expected = rounded(x_q.numpy().astype(S) * (S(0.013) / S(0.02)), dtype)
+    expected[:, mask_q.numpy() < 0] = -32768
+    assert_codes_equal(result, expected, "qint16")
+    y_fq = fake(on_grid(x_q, 0.013, dtype), on_grid(mask_q, MASK_SCALE))
+    assert (y_fq.int_repr().to(torch.int64) - result.plain.to(torch.int64)).abs().max() <= 1
+    assert torch.equal(integer(quantized(mask_q, MASK_SCALE), quantized(x_q, 0.013, dtype)).plain, result.plain)
+
+
+def test_add_of_a_mask_broadcasts_the_data() -> None:
+    mask_q = torch.tensor([[0, -1], [-1, 0]], dtype=torch.int8)
+    _, integer = function_forms("add", 0.5)
+    result = integer(quantized(torch.tensor([4], dtype=torch.int8), 0.5), quantized(mask_q, MASK_SCALE))
+    assert_codes_equal(result, np.array([[4, -32768], [-32768, 4]]), "qint16")
+
+
+def test_add_of_two_masks_is_a_mask() -> None:
+    left = quantized(torch.tensor([0, -1, 0, -128], dtype=torch.int8), MASK_SCALE)
+    right = quantized(torch.tensor([0, 0, -3, -128], dtype=torch.int8), MASK_SCALE)
+    _, integer = function_forms("add", MASK_SCALE)
+
+    found = masked_elements(integer(left, right))
+
+    assert found is not None
+    assert found.tolist() == [False, True, True, True]
+
+
+def test_int16_sum_with_a_mask_keeps_room_below_the_data() -> None:
+    fake, _ = function_forms("add", 0.02, "qint16")
+    fake.train()
+    fake.activation_post_process.enable_observer()
+    fake.activation_post_process.activation_post_process.forget()
+    x = QTensor.wrap(torch.tensor([1.0, -1.0, 1.0]), torch.tensor(0.01), "qint16")
+    mask = QTensor.wrap(torch.tensor([0.0, 0.0, LEAST]), torch.tensor(MASK_SCALE), "qint16")
+
+    result = fake(x, mask)
+
+    torch.testing.assert_close(result.dequantize(), torch.tensor([1.0, -1.0, -8.0]), rtol=0, atol=1e-3)
