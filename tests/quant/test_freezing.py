@@ -8,127 +8,47 @@ from collections.abc import Callable
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from profiler.capture.state_facts import state_record
 from profiler.errors import ConfigError, NotCalibratedError, PrepareError, StateError
 from profiler.quant import (
     FakeQuantState,
-    FixedScaleObserver,
     HistogramObserver,
     QATMode,
     QConfig,
-    convert,
-    convert_fx,
     default_calib_8bit_fake_quant_qconfig,
     default_qat_8bit_fake_quant_qconfig,
     default_qat_8bit_lsq_quant_qconfig,
     freeze_part,
     get_default_qconfig,
     prepare_qat,
-    prepare_qat_fx,
     reset_part,
     set_fake_quantize,
     set_qat_mode,
     unfreeze_part,
 )
-from profiler.quant.fx.planning import from_dicts
-from profiler.quant.record.prepare import prepare_recorded
 from profiler.quant.states import journal_of, named_fake_quants
-from tests.models import Stubbed
 from tests.quant.stages import calibrate
-
-PREPARE: dict[str, Callable[[nn.Module, QConfig], nn.Module]] = {
-    "eager": lambda model, q: prepare_qat(_with(model, q)),
-    "fx": lambda model, q: prepare_qat_fx(model, {"": q}),
-    "recorded": lambda model, q: prepare_recorded(model, [((batches()[0],), {})], from_dicts({"": q})),
-}
-CONVERT = {"eager": convert, "fx": convert_fx, "recorded": convert}
-
-
-class Part(nn.Module):
-    """conv, norm, relu, dropout, a `+` and a linear layer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.norm, self.relu = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU()
-        self.dropout, self.fc = nn.Dropout(0.5), nn.Linear(4, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.dropout(self.relu(self.norm(self.conv(x))) + x)
-        return self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))  # type: ignore[no-any-return]
-
-
-class TwoHeads(Stubbed):
-    """One stem, two heads of the same kind."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
-        self.first, self.second = Part(), Part()
-        self.dequant2 = self.dequant
-
-    def body(self, x: Tensor) -> Tensor:
-        x = F.relu(self.norm(self.stem(x)))
-        return torch.cat([self.first(x), self.second(x)], 1)
-
-
-def two_heads() -> nn.Module:
-    torch.manual_seed(0)
-    return TwoHeads().eval()
-
-
-def batches(scale: float = 1.0, num: int = 3) -> list[Tensor]:
-    rng = torch.Generator().manual_seed(1)
-    return [scale * torch.randn(4, 3, 8, 8, generator=rng) for _ in range(num)]
-
-
-def _with(model: nn.Module, qconfig: QConfig) -> nn.Module:
-    model.qconfig = qconfig  # type: ignore[assignment]
-    return model
-
-
-def values(model: nn.Module, prefix: str) -> dict[str, Tensor]:
-    """All parameters, statistics and scales of a part; the flags of fake quants are no values."""
-    state = model.get_submodule(prefix).state_dict()
-    return {name: tensor.clone() for name, tensor in state.items() if not name.endswith("_enabled")}
-
-
-def assert_same(values_before: dict[str, Tensor], model: nn.Module, prefix: str) -> None:
-    now = values(model, prefix)
-    assert now.keys() == values_before.keys()
-    assert [name for name, tensor in now.items() if not torch.equal(tensor, values_before[name])] == []
-
-
-def ops_in(model: nn.Module, prefix: str) -> list[nn.Module]:
-    """Modules of a part that are no mere containers (a copied graph module makes these anew)."""
-    return [m for m in model.get_submodule(prefix).modules() if type(m) not in (nn.Module, Part)]
-
-
-def train_steps(model: nn.Module, num: int = 2) -> None:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.5)
-    for x in batches(5.0, num):
-        optimizer.zero_grad()
-        model(x).square().sum().backward()
-        optimizer.step()
+from tests.quant.two_heads import (
+    CONVERT,
+    PREPARE,
+    TwoHeads,
+    _with,
+    assert_same,
+    batches,
+    calibrated,
+    ops_in,
+    train_steps,
+    trainable,
+    two_heads,
+    values,
+)
 
 
 @pytest.fixture(params=PREPARE)
 def front_end(request: pytest.FixtureRequest) -> str:
     return str(request.param)
-
-
-def calibrated(front_end: str, qconfig: QConfig = default_calib_8bit_fake_quant_qconfig) -> nn.Module:
-    model: nn.Module = calibrate(PREPARE[front_end](two_heads(), qconfig), batches())
-    return model
-
-
-def trainable(front_end: str, qconfig: QConfig = default_qat_8bit_fake_quant_qconfig) -> nn.Module:
-    """A QAT model with the scales of a calibration."""
-    model = PREPARE[front_end](two_heads(), qconfig)
-    model.load_state_dict(calibrated(front_end).state_dict())
-    return model
 
 
 @pytest.mark.parametrize("qconfig", [default_qat_8bit_fake_quant_qconfig, default_qat_8bit_lsq_quant_qconfig])
@@ -328,34 +248,6 @@ def test_calibrating_what_is_frozen_as_a_whole_is_an_error(front_end: str) -> No
     set_fake_quantize(model, FakeQuantState.CALIBRATION)
 
 
-def test_reset_part_calibrates_afresh_on_new_data_alone(front_end: str) -> None:
-    model, fresh = calibrated(front_end), PREPARE[front_end](two_heads(), default_calib_8bit_fake_quant_qconfig)
-    calibrate(fresh, batches(7.0))
-    for name, _ in model.named_children():
-        reset_part(model, name)
-    set_fake_quantize(model, FakeQuantState.VALIDATION)
-    with pytest.raises(NotCalibratedError, match="fake quant is on, but no scale"):
-        model(batches()[0])
-
-    calibrate(model, batches(7.0))
-
-    for (_, again), (_, first) in zip(named_fake_quants(model), named_fake_quants(fresh), strict=True):
-        assert torch.equal(again.scale, first.scale)
-
-
-@pytest.mark.parametrize("observer", ["percentile", "mse", "kl", "mix", "clip_std", "histogram", "min_max"])
-def test_reset_part_makes_every_observer_as_new(observer: str) -> None:
-    qconfig = get_default_qconfig(activation_observer=observer)
-    model, fresh = PREPARE["fx"](two_heads(), qconfig), PREPARE["fx"](two_heads(), qconfig)
-    calibrate(model, batches(30.0))
-    calibrate(fresh, batches())
-    for name, _ in model.named_children():
-        reset_part(model, name)
-    calibrate(model, batches())
-    for (_, again), (_, first) in zip(named_fake_quants(model), named_fake_quants(fresh), strict=True):
-        assert torch.equal(again.scale, first.scale)
-
-
 def test_new_scales_from_histograms_leave_a_frozen_part() -> None:
     model = calibrated("fx", get_default_qconfig(activation_observer="histogram"))
     freeze_part(model, "first")
@@ -366,20 +258,6 @@ def test_new_scales_from_histograms_leave_a_frozen_part() -> None:
     assert_same(frozen, model, "first")
     name = "fc.activation_post_process.scale"
     assert not torch.equal(free[name], values(model, "second")[name])
-
-
-def test_reset_part_leaves_a_given_scale() -> None:
-    qkwargs = {"observer": FixedScaleObserver, "scale": 0.25}
-    model = calibrated("fx", get_default_qconfig(activation_qkwargs=qkwargs))
-    reset_part(model, "first")
-    assert float(model.get_submodule("first.fc").activation_post_process.scale) == 0.25  # type: ignore[union-attr,arg-type]
-
-
-def test_reset_part_refuses_what_is_frozen(front_end: str) -> None:
-    model = calibrated(front_end)
-    freeze_part(model, "first.fc")
-    with pytest.raises(StateError, match=r"reset_part: first\.fc.* is frozen; call unfreeze_part first"):
-        reset_part(model, "first")
 
 
 def test_converted_model_of_a_frozen_one_computes_the_same_and_has_its_own_train(front_end: str) -> None:
