@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from profiler.capture.source import calling_line
-from profiler.quant.calls import CallTracker, FunctionCall
+from profiler.quant.calls import CallTracker, FunctionCall, crosses_boundaries
 from profiler.quant.modules import Identity, is_leaf, type_name
 from profiler.quant.naming import call_name, op_name
 from profiler.quant.ops.functional import tensors_in
@@ -207,7 +207,8 @@ def recording(recorder: Recorder) -> Iterator[None]:
     handles = []
     try:
         for module in recorder.model.modules():
-            handles.append(module.register_forward_pre_hook(recorder.module_begins, prepend=True, with_kwargs=True))
+            first = not crosses_boundaries(module)
+            handles.append(module.register_forward_pre_hook(recorder.module_begins, prepend=first, with_kwargs=True))
             handles.append(module.register_forward_hook(recorder.module_ends, with_kwargs=True, always_call=True))
         with recorder:
             yield

@@ -23,6 +23,8 @@ from profiler.quant.naming import (
     parse_generated,
 )
 
+CROSSES = "quant_crosses"
+
 
 @dataclass
 class Frame:
@@ -133,3 +135,8 @@ def named_block(name: str) -> Iterator[None]:
     finally:
         for follower, frame in reversed(entered):
             follower.leave_block(frame)
+
+
+def crosses_boundaries(module: nn.Module) -> bool:
+    """Whether a module's own hooks hand its arguments through quantizers: who follows it looks after them."""
+    return bool(module.__dict__.get(CROSSES))

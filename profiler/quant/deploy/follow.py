@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from profiler.quant.calls import CallTracker, FunctionCall
+from profiler.quant.calls import CallTracker, FunctionCall, crosses_boundaries
 from profiler.quant.modules import is_leaf, type_name
 from profiler.quant.naming import call_name, op_name
 from profiler.quant.ops.functional import tensors_in
@@ -125,7 +125,8 @@ def following(follower: OpFollower) -> Iterator[None]:
         for module in follower.model.modules():
             if isinstance(module, torch.jit.ScriptModule):
                 continue  # takes no hooks
-            handles.append(module.register_forward_pre_hook(follower.module_begins, prepend=True, with_kwargs=True))
+            first = not crosses_boundaries(module)
+            handles.append(module.register_forward_pre_hook(follower.module_begins, prepend=first, with_kwargs=True))
             handles.append(module.register_forward_hook(follower.module_ends, with_kwargs=True, always_call=True))
         with follower:
             yield

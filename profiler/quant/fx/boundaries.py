@@ -208,6 +208,7 @@ class BoundaryPlanner:
                 stub = DeQuantStub()
                 stub.is_automatic = True
                 self._replace(name, stub)
+                self.plan.dequants.add(name)
                 with self.graph.inserting_after(source):
                     self._dequants[source] = self.graph.call_module(name, (source,))
                 self._dequants[source].meta["scope"] = ""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from profiler.errors import UnsupportedOpError
-from profiler.quant.calls import FunctionCall
+from profiler.quant.calls import CROSSES, FunctionCall
 from profiler.quant.eager.dispatch import EagerDispatch, generate, is_in_place, run_generated
 from profiler.quant.eager.running import FQN_ATTRIBUTE, RUNNING
 from profiler.quant.fx.weighted_functions import WEIGHTED_FUNCTIONS
@@ -192,7 +192,7 @@ class RecordedDispatch(EagerDispatch):
 
 def install(module: nn.Module, path: str) -> None:
     """Hooks of an op of a recorded model: its arguments cross the planned boundaries."""
-    module.__dict__[FQN_ATTRIBUTE] = path
+    module.__dict__.update({FQN_ATTRIBUTE: path, CROSSES: True})
     module.register_forward_pre_hook(_cross, with_kwargs=True)
     module.register_forward_hook(_finish, prepend=True, always_call=True)
 
@@ -201,7 +201,8 @@ def finish_forward(root: nn.Module, args: Any, output: Any) -> Any:
     """Post-hook of the model: what leaves it is plain."""
     tracker = RUNNING.tracker
     if isinstance(tracker, RecordedDispatch) and len(tracker.frames) == 1:
-        return plain_result(output)
+        with torch._C.DisableTorchFunction():
+            return plain_result(output)
     return None
 
 
