@@ -29,6 +29,7 @@ from profiler.quant.record.running import (
     RecordedDispatch,
     finish_forward,
     install,
+    stubs_from_keys,
 )
 from profiler.quant.record.unreached import leave_unreached_in_float
 from profiler.quant.states import attach_journal, place_fake_quants
@@ -87,6 +88,7 @@ def record(
     _follow(model, run_plan, effects)
     place_fake_quants(model)
     attach_journal(model)
+    model._register_load_state_dict_pre_hook(stubs_from_keys, with_module=True)  # type: ignore[no-untyped-call]
     model.register_load_state_dict_post_hook(match_bounds_after_load)  # type: ignore[no-untyped-call]
     setattr(model, EFFECTS_ATTRIBUTE, effects)
     return graph, model
@@ -129,7 +131,7 @@ def _drop_float_functions(model: nn.Module, plan: Plan) -> None:
     for path, module in list(model.named_modules(remove_duplicate=False)):
         if type(module) is FunctionOp or path in plan.dequants:
             parent, _, name = path.rpartition(".")
-            del model.get_submodule(parent)._modules[name]
+            model.get_submodule(parent)._modules.pop(name, None)  # modules under two names come twice
 
 
 def _follow(model: nn.Module, run_plan: RunPlan, effects: list[QuantEffect]) -> None:

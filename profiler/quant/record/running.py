@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 from types import FrameType
@@ -36,6 +37,7 @@ ROLE_ATTRIBUTE = "quant_role"
 _COPIES_DATA = frozenset("tensor as_tensor asarray".split())  # they ask no argument for its class
 _STUBBED = "_quant_stubbed"
 _OTHER_PATH = "no recorded run called it: runs in float"
+_LATE_STUB = re.compile(r"(.+)_input_\d+_activation_post_process")
 
 
 @dataclass(frozen=True)
@@ -140,13 +142,7 @@ class RecordedDispatch(EagerDispatch):
         qconfig = self.root.get_submodule(path).__dict__.get("qconfig")
         if not self._is_observing() or not isinstance(qconfig, QConfig) or qconfig.activation is None:
             return None
-        stub = QuantStub()
-        stub.is_automatic = True
-        stub.train(self.root.training)
-        quantizing = fake_quant_form(stub, qconfig)
-        self.root.add_module(name, quantizing)
-        self._join(quantizing, name)
-        install(quantizing, name)
+        self._join(_add_stub(self.root, name, qconfig), name)
         return name
 
     def _late_module(self, call: FunctionCall, args: Any, kwargs: Any) -> nn.Module | None:
@@ -188,6 +184,31 @@ class RecordedDispatch(EagerDispatch):
         with torch._C.DisableTorchFunction():
             args, kwargs = to_float(args), to_float(kwargs)
         return call.func(*args, **kwargs)
+
+
+def stubs_from_keys(root: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Before loading: make the late stubs whose keys a checkpoint holds."""
+    by_name = {path.replace(".", "_"): module for path, module in root.named_modules()}
+    default = next((q for m in root.modules() if isinstance(q := m.__dict__.get("qconfig"), QConfig)), None)
+    for key in list(state_dict):
+        name = key[len(prefix) :].partition(".")[0]
+        found = _LATE_STUB.fullmatch(name)
+        if not key.startswith(prefix) or found is None or name in root._modules:
+            continue
+        owner = by_name.get(found[1])
+        qconfig = default if owner is None else owner.__dict__.get("qconfig", default)
+        if isinstance(qconfig, QConfig) and qconfig.activation is not None:
+            _add_stub(root, name, qconfig)
+
+
+def _add_stub(root: nn.Module, name: str, qconfig: QConfig) -> nn.Module:
+    stub = QuantStub()
+    stub.is_automatic = True
+    stub.train(root.training)
+    quantizing = fake_quant_form(stub, qconfig)
+    root.add_module(name, quantizing)
+    install(quantizing, name)
+    return quantizing
 
 
 def install(module: nn.Module, path: str) -> None:
