@@ -19,9 +19,10 @@ from profiler.quant.fx.planning import QconfigSource, from_dicts
 from profiler.quant.fx.prepare import prepare_qat_fx
 from profiler.quant.fx.trace import trace
 from profiler.quant.march import March, get_march, march_set_to, parse_march
+from profiler.quant.norm_inputs import default_qconfigs
 from profiler.quant.ops.functional import tensors_in
 from profiler.quant.ops.registry import spec_of_module
-from profiler.quant.qconfig import QConfig, default_calib_8bit_fake_quant_qconfig
+from profiler.quant.qconfig import QConfig
 from profiler.quant.record.prepare import prepare_recorded
 from profiler.quant.states import named_fake_quants
 from profiler.quant.swap import EFFECTS_ATTRIBUTE, QuantEffect, copy_in_eval, copy_model
@@ -86,7 +87,7 @@ def quantize(
         batches: one batch (tensor, tuple of arguments, dict of keyword arguments) or an iterable of batches.
         march: target; the one that is set, else BAYES.
         qconfig: a QConfig for all ops, a dict as `prepare_qat_fx` takes it, or a `QconfigSetter`. By default int8 with
-            the least squared error, and outputs in high precision.
+            the least squared error, int16 for what norms and softmax read, and outputs in high precision.
         frontend: "auto", "fx" (symbolic tracing) or "record" (recorded runs).
         num_batches: how many batches are used, at most.
         batch_process_func: turns what `batches` yields into what the model takes.
@@ -157,7 +158,7 @@ def qconfig_source(qconfig: Any) -> QconfigSource:
         ConfigError: it is none of these.
     """
     if qconfig is None:
-        return from_dicts({"": default_calib_8bit_fake_quant_qconfig})
+        return default_qconfigs
     if isinstance(qconfig, QConfig):
         return from_dicts({"": qconfig})
     if isinstance(qconfig, dict):
