@@ -21,6 +21,7 @@ from profiler.metrics.distribution import QuantErrorSums
 from profiler.quant.batches import Batch
 from profiler.quant.calibrating import forward_error
 from profiler.quant.ops.functional import tensors_in
+from profiler.quant.ops.gemm import Gemm
 from profiler.quant.policy import state_policy
 from profiler.quant.qtensor import QTensor
 from profiler.records import Status
@@ -138,6 +139,7 @@ class _BatchPair:
         self.extra_leaves = extra_leaves
         self.facts: dict[str, OpFacts] = {}
         self.calls: dict[str, OpCall] = {}
+        self.parameters: dict[str, list[nn.Parameter | None]] = {}  # among each call's inputs
         self.values: dict[str, list[Tensor]] = {}
         self.by_storage: dict[int, list[tuple[str, int]]] = {}
         self.pairing = Pairing(self.facts)
@@ -160,6 +162,7 @@ class _BatchPair:
         self.run_sums.reference.add(call)
         self.facts[call.name] = self.run_sums.reference.facts[call.name]
         self.calls[call.name] = OpCall(**{**vars(call), "inputs": [], "outputs": []})
+        self.parameters[call.name] = [t if isinstance(t, nn.Parameter) else None for t in call.inputs]
         self.values[call.name] = [real_values(t).detach() for t in call.outputs]
         for i, tensor in enumerate(self.values[call.name]):
             if tensor.layout is torch.strided:
@@ -224,8 +227,11 @@ class _BatchPair:
         value: list[Tensor] = []
         for position, name in enumerate(partner.names):
             reference = self.calls[name]
-            tensors = []
-            for producer in reference.producers:
+            tensors: list[Tensor] = []
+            for own, producer in zip(self.parameters[name], reference.producers, strict=True):
+                if own is not None and isinstance(call.module, Gemm):
+                    tensors.append(own)  # F.conv2d(x, w): the test op has the weight inside
+                    continue
                 follows = position > 0 and producer == partner.names[position - 1]
                 if not follows and not rest:
                     return None
