@@ -91,7 +91,8 @@ def _shown_by(node: fx.Node, source: _Memory | None, writes: bool) -> _Memory:
         return _Memory(node, node, {})
     origin = node.args[0]
     is_part = node.meta["function"] == "getitem" and getattr(origin, "meta", {}).get("function") in _SPLITS
-    return _Memory(source.owner, node, {**source.parts, origin: node.args[1]} if is_part else source.parts)
+    parts = {**source.parts, origin: node.args[1]} if is_part and isinstance(origin, fx.Node) else source.parts
+    return _Memory(source.owner, node, parts)
 
 
 def _writes(node: fx.Node, root: nn.Module) -> bool:
