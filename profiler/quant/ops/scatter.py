@@ -19,7 +19,7 @@ def scatter_add_codes(out: OutputQuant, input: Any, dim: int, index: Tensor, src
 
     Args:
         out: output scale and dtype.
-        input: QTensor of codes, what is added to.
+        input: QTensor of codes, what is added to; a float tensor (new zeros, mostly) counts with its real values.
         dim: the dimension that the indices run over.
         index: int64, as many dimensions as src and nowhere larger.
         src: QTensor of codes, what is added.
@@ -29,7 +29,8 @@ def scatter_add_codes(out: OutputQuant, input: Any, dim: int, index: Tensor, src
         `clamp(round(x_q * (s_x / s_y) + sum(src_q) * (alpha * s_src / s_y)))`: each sum is exact in int64 and rounded
         to float32 once, products and sum in float32, one rounding to a code.
     """
-    sums = torch.zeros_like(input.plain, dtype=torch.int64).scatter_add(dim, index, src.plain.to(torch.int64))
+    target = input.plain if isinstance(input, QTensor) else input
+    sums = torch.zeros_like(target, dtype=torch.int64).scatter_add(dim, index, src.plain.to(torch.int64))
     return codes_of_steps(out, rescaled(out, input) + sums.to(torch.float32) * (src.scale * alpha / out.scale))
 
 
@@ -38,7 +39,7 @@ def index_add_codes(out: OutputQuant, input: Any, dim: int, index: Tensor, sourc
 
     Args:
         out: output scale and dtype.
-        input: QTensor of codes, what is added to.
+        input: QTensor of codes, what is added to; a float tensor (new zeros, mostly) counts with its real values.
         dim: the dimension that the indices run over.
         index: one int64 or int32 number for each slice of source.
         source: QTensor of codes, what is added.
@@ -61,11 +62,15 @@ def _index_add_float(input: Any, dim: int, index: Any, source: Any, *, alpha: fl
     return torch.index_add(input, dim, index, source, alpha=alpha)
 
 
+# what is added to is mostly new zeros, which need no scale; where it is quantized, its codes count
+_PLAIN = ((0, "input"), (2, "index"))
+
 SCATTER_ADD = register(
     OpSpec("scatter_add", Family.FUNCTION, functions=("scatter_add",), float_fn=_scatter_add_float,
-           integer_fn=scatter_add_codes, note="sums at indices, as graph networks collect messages; indices are plain")
+           integer_fn=scatter_add_codes, plain_arguments=_PLAIN,
+           note="sums at indices, as graph networks collect messages; indices are plain")
 )  # fmt: skip
 INDEX_ADD = register(
     OpSpec("index_add", Family.FUNCTION, functions=("index_add",), float_fn=_index_add_float,
-           integer_fn=index_add_codes, note="as scatter_add, slice by slice; alpha")
+           integer_fn=index_add_codes, plain_arguments=_PLAIN, note="as scatter_add, slice by slice; alpha")
 )  # fmt: skip
