@@ -1,0 +1,1 @@
+"""Random eager networks and what must hold for each of them."""
