@@ -118,6 +118,10 @@ def _add_run(commands: argparse._SubParsersAction[_Parser]) -> None:
     run.add_argument("--evaluate", metavar="MODULE:FUNCTION", help="a function that gives a number for a model")
     run.add_argument("--num-batches", type=_positive, default=32, metavar="N", help="batches to use at most (32)")
     run.add_argument("--march", metavar="MARCH", help="the target to quantize for (BAYES)")
+    run.add_argument(
+        "--frontend", choices=("auto", "fx", "record"), default="auto",
+        help="trace the model, or record its runs; auto traces where that sees the whole model",
+    )  # fmt: skip
     run.add_argument("--strict", action="store_true", help="exit code 1 if there is a finding of severity E")
     run.add_argument("--no-zip", action="store_true", help="write no archive")
     _add_output_arguments(run)
@@ -175,6 +179,7 @@ def _run_model(arguments: argparse.Namespace) -> int:
             model,
             data,
             march=arguments.march,
+            frontend=arguments.frontend,
             out_dir=arguments.out,
             evaluate=evaluate,
             num_batches=arguments.num_batches,
