@@ -130,6 +130,10 @@ def _fits(result: QTensor, target: QTensor) -> bool:
 
 def _torch_names(kwargs: dict[str, Any]) -> dict[str, Any]:
     """Keyword arguments by torch's own names: it also takes numpy's, as in `x.mean(axis=1, keepdims=True)`."""
+    if isinstance(kwargs.get("out"), QTensor):
+        raise UnsupportedOpError(
+            f"out= of a quantized value, at {user_line()}: write x = f(...) instead of f(..., out=x)"
+        )
     given = {name: value for name, value in kwargs.items() if name != "out" or value is not None}
     return {_NUMPY_NAMES.get(name, name): value for name, value in given.items()}
 
