@@ -90,7 +90,8 @@ class BoundaryPlanner:
                     node.meta["kind"] = "int"
                 self.values[node] = Value.FLOAT if _is_float(node) else Value.OUTSIDE
             elif node.op == "call_module":
-                self.values[node] = self._visit(node)
+                value = self._visit(node)
+                self.values[node] = Value.FLOAT if node.meta.get("read_unseen") and value in _IN_REGION else value
             elif node.op == "output":
                 self._dequantize_inputs(node)
             else:  # plain Python, such as an index into a tuple of tensors

@@ -96,7 +96,9 @@ def _chain(root: nn.Module, start: fx.Node, calls: Counter[tuple[str, Any]]) -> 
         return chain
     for kind in ("norm", "add", "activation"):
         skipped, following = _next(root, chain[-1])
-        if following is None or calls[_call_key(following)] != 1 or chain[-1].meta.get("shares_memory"):
+        if following is None or calls[_call_key(following)] != 1:
+            break
+        if chain[-1].meta.get("shares_memory") or chain[-1].meta.get("read_unseen"):
             break
         module = _module(root, following)
         if KEPT in module.__dict__:

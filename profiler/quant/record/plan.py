@@ -15,7 +15,8 @@ class CallPlan:
 
     Attributes:
         stubs: (number of the tensor among the arguments, path of the QuantStub that it passes before the op).
-        gives_plain: the result becomes real values at once, since its memory is written through another tensor.
+        gives_plain: the result becomes real values at once, since its memory is written through another tensor, or
+            code that no function shows reads it.
     """
 
     stubs: tuple[tuple[int, str], ...] = ()
@@ -53,7 +54,7 @@ class RunPlan:
             recorded |= {path, node.meta.get("deferred") or path}
             tensors = _nodes_in_order(node)
             stubs = tuple((i, str(t.target)) for i, t in enumerate(tensors) if str(t.target) in plan.stubs)
-            gives_plain = bool(node.meta.get("shares_memory"))
+            gives_plain = bool(node.meta.get("shares_memory") or node.meta.get("read_unseen"))
             before = calls.setdefault(path, {}).get(node.meta["call"], CallPlan())
             both = {**dict(stubs), **dict(before.stubs)}  # runs may differ in which arguments come quantized
             calls[path][node.meta["call"]] = CallPlan(tuple(both.items()), gives_plain or before.gives_plain)

@@ -20,6 +20,7 @@ from profiler.quant.naming import NOT_OPS, canonical_function_name, is_reflected
 from profiler.quant.ops.functional import tensors_in
 from profiler.quant.overwriting import may_overwrite
 from profiler.quant.qtensor import user_line
+from profiler.quant.record.hidden import HiddenReads
 
 
 class RunRecorder(CallTracker):
@@ -28,7 +29,7 @@ class RunRecorder(CallTracker):
     Nodes carry the facts that `QuantTracer` notes (`scope`, `run`, `function`, `source`, `kind`), and more:
     `record`, the number of the run of the whole model; `path` and `call`, the attribute path of the op and how often
     it was called before in that run; `k`, the number in a function's name. A float value whose memory is written
-    through another tensor while both are read has `shares_memory`.
+    through another tensor while both are read has `shares_memory`; one that unseen code reads has `read_unseen`.
 
     Args:
         model: float model in eval.
@@ -42,6 +43,7 @@ class RunRecorder(CallTracker):
         self._paths = {id(module): path for path, module in reversed(list(model.named_modules()))}
         self._owned = {id(t): path for named in (model.named_parameters(), model.named_buffers()) for path, t in named}
         self._pending: list[tuple[Any, Any]] = []
+        self._hidden = HiddenReads(self._note_hidden_read)
         self._begin_record()
 
     def _begin_record(self) -> None:
@@ -63,7 +65,7 @@ class RunRecorder(CallTracker):
         bound = inspect.signature(self.model.forward).bind(*args, **kwargs)
         for name, value in bound.arguments.items():
             self._add_input(name, value)
-        with _hooked(self), torch.no_grad(), self:
+        with _hooked(self), torch.no_grad(), self._hidden, self:
             result = self.model(*args, **kwargs)
         node = self.graph.call_function(_returned, (self._as_nodes(result),))
         node.meta.update(scope="", run=self.num_runs, function="dir", kind="other", record=self.record)
@@ -105,9 +107,16 @@ class RunRecorder(CallTracker):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Reads of facts are readers of a value, too: what it is made of must not be fused away."""
         frame = self.frames[-1] if self.frames else None
-        if frame is not None and not frame.is_op and canonical_function_name(func) in NOT_OPS:
+        is_seen = frame is not None and not frame.is_op
+        if is_seen and canonical_function_name(func) in NOT_OPS:
             self.read_fact(func, args)
-        return super().__torch_function__(func, types, args, kwargs)
+        with self._hidden.showing([args, kwargs or {}] if is_seen else None):
+            return super().__torch_function__(func, types, args, kwargs)
+
+    def _note_hidden_read(self, tensor: Tensor) -> None:
+        """Code that no function shows reads a value: it gets real ones."""
+        if tensor in self._nodes and not (self.frames and self.frames[-1].is_op):
+            self._nodes[tensor].meta["read_unseen"] = True
 
     def module_begins(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         """Forward pre-hook."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, OrderedDict, defaultdict
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
@@ -233,7 +233,11 @@ def plain_result(value: Any) -> Any:
         return value.resolve()
     if isinstance(value, Tensor):
         return value.dequantize() if isinstance(value, QTensor) else value
-    if isinstance(value, (tuple, list, dict)):
+    if isinstance(value, dict) and type(value) not in (dict, OrderedDict, defaultdict):  # a class of the user's
+        for key, item in list(value.items()):
+            if first_qtensor(item) is not None:
+                value[key] = plain_result(item)
+    elif isinstance(value, (tuple, list, dict)):
         return tree_map(lambda leaf: leaf if leaf is value else plain_result(leaf), value)
     attributes = getattr(value, "__dict__", None)
     if attributes is None or isinstance(value, (nn.Module, type)):
