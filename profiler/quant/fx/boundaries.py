@@ -120,7 +120,13 @@ class BoundaryPlanner:
             return Value.OUTSIDE
         if spec is not None and spec.keeps_scale is not None and spec.keeps_scale(node.args, node.kwargs):
             return next((v for v in (Value.QUANTIZED, Value.EITHER, Value.FLOAT) if v in kinds), Value.OUTSIDE)
-        if spec is None or qconfig is None or _writes_shared(node) or not self._can_run(spec, kinds):
+        if (
+            spec is None
+            or qconfig is None
+            or "float_reason" in node.meta
+            or _writes_shared(node)
+            or not self._can_run(spec, kinds)
+        ):
             return self._leave_in_float(node, module, spec, qconfig, kinds)
         for source in inputs:
             if self.values[source] is not Value.QUANTIZED and _is_float(source):
@@ -170,7 +176,8 @@ class BoundaryPlanner:
         if touches_region or (spec is not None and spec.family is Family.GEMM):
             name = op_name(str(node.target))
             requested = "None" if qconfig is None else qconfig.activation_dtype
-            reason = _SHARED_MEMORY if _writes_shared(node) else _float_reason(module, spec, qconfig)
+            reason = _SHARED_MEMORY if _writes_shared(node) else node.meta.get("float_reason", "")
+            reason = reason or _float_reason(module, spec, qconfig)
             self.plan.effects.append(QuantEffect(name, requested, "torch.float32", reason))
         return Value.FLOAT if kinds & _IN_REGION else Value.OUTSIDE
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from profiler.quant.calls import CallTracker, FunctionCall
@@ -126,7 +127,7 @@ class RunRecorder(CallTracker):
     def module_ends(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """Forward hook; also called when the forward raised."""
         with torch._C.DisableTorchFunction():
-            self._end_module(module, output)
+            self._end_module(module, args, output)
 
     def _begin_module(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         is_inside_op = bool(self.frames) and self.frames[-1].is_op
@@ -142,7 +143,7 @@ class RunRecorder(CallTracker):
             self.num_runs += 1
             self._runs.append(self.num_runs)
 
-    def _end_module(self, module: nn.Module, output: Any) -> None:
+    def _end_module(self, module: nn.Module, args: Any, output: Any) -> None:
         is_op = bool(self.frames) and self.frames[-1].module is module and self.frames[-1].is_op
         self.leave(module)
         if self.frames and self.frames[-1].is_op:
@@ -154,6 +155,8 @@ class RunRecorder(CallTracker):
         path = self._paths[id(module)]
         outer = next((f.module for f in reversed(self.frames) if not f.is_op), self.model)
         node = self._add("call_module", path, given, path, self._paths.get(id(outer), ""))
+        if any(isinstance(value, PackedSequence) for value in args):
+            node.meta["float_reason"] = "its input is a PackedSequence: runs in float"
         self._give(node, output)
         if shared:
             self._writes.append((node, shared))
@@ -191,7 +194,7 @@ class RunRecorder(CallTracker):
             self._give(picked, item)
 
     def _as_nodes(self, value: Any) -> Any:
-        return map_aggregate(value, lambda leaf: self._node_of(leaf) if isinstance(leaf, Tensor) else leaf)
+        return map_aggregate(_unpacked(value), lambda leaf: self._node_of(leaf) if isinstance(leaf, Tensor) else leaf)
 
     def _node_of(self, tensor: Tensor) -> fx.Node:
         if tensor in self._nodes:
@@ -298,6 +301,15 @@ def _returned(*_: Any) -> None:
 
 def _fact(*_: Any) -> None:
     """Stands for a read of a shape, a dtype or a value."""
+
+
+def _unpacked(value: Any) -> Any:
+    """A nest with packed sequences as the tuples that they are; a graph cannot make one out of nodes."""
+    if isinstance(value, PackedSequence):
+        return tuple(value)
+    if type(value) in (tuple, list):
+        return type(value)(_unpacked(item) for item in value)
+    return {key: _unpacked(item) for key, item in value.items()} if type(value) is dict else value
 
 
 def _is_nest(value: Any) -> bool:
