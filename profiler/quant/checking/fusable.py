@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from torch import nn
 
 from profiler.quant.checking.facts import OpFacts, consumers
+from profiler.quant.ops.batch_norm import BatchNorm
 from profiler.quant.ops.gemm import Gemm
 
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+_NORMS = (BatchNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _WEIGHTED = (
     nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear,
 )  # fmt: skip

@@ -9,6 +9,7 @@ from torch import nn
 
 from profiler.errors import PrepareError
 from profiler.quant.modules import Identity
+from profiler.quant.ops.batch_norm import BatchNorm
 from profiler.quant.ops.epilogue import Epilogue
 from profiler.quant.ops.float_functional import FloatFunctional
 from profiler.quant.ops.fusing import fuse_gemm
@@ -37,7 +38,8 @@ def fused_class(module: nn.Module) -> type[FusedGemm] | None:
 def is_norm_of(norm: nn.Module, cls: type[FusedGemm]) -> bool:
     """Whether a batch norm can be folded into a fused class."""
     spec = spec_of_class(cls)
-    return spec is not None and type(norm) in spec.norms and getattr(norm, "running_mean", None) is not None
+    is_norm = spec is not None and type(norm) in (*spec.norms, BatchNorm)
+    return is_norm and getattr(norm, "running_mean", None) is not None
 
 
 def activation_name(module: nn.Module) -> str:

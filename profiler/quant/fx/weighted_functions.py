@@ -1,12 +1,13 @@
-"""Weighted functions with the model's own parameters (F.conv2d, F.linear) as the modules that they amount to."""
+"""Weighted functions with the model's own parameters (F.conv2d, F.batch_norm) as the modules that they amount to."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, fx, nn
 
 from profiler.errors import PrepareError
+from profiler.quant.ops.batch_norm import BatchNorm
 
 _CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _TRANSPOSED = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
@@ -16,7 +17,8 @@ _TRANSPOSED_CONVS: dict[str, type[nn.Module]] = {
     "conv_transpose2d": nn.ConvTranspose2d,
     "conv_transpose3d": nn.ConvTranspose3d,
 }
-WEIGHTED_FUNCTIONS = frozenset([*_CONVS, *_TRANSPOSED_CONVS, "linear"])
+_NORM = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+WEIGHTED_FUNCTIONS = frozenset([*_CONVS, *_TRANSPOSED_CONVS, "linear", "batch_norm"])
 _SOURCE = "quant_weight_path"
 
 
@@ -30,6 +32,8 @@ def weighted_module(root: nn.Module, node: fx.Node) -> nn.Module | None:
     function = node.meta["function"]
     if function not in WEIGHTED_FUNCTIONS:
         return None
+    if function == "batch_norm":
+        return _batch_norm(root, {**dict(zip(_NORM, node.args, strict=False)), **node.kwargs})
     names = _TRANSPOSED if function in _TRANSPOSED_CONVS else _CONV if function in _CONVS else _CONV[:3]
     given: dict[str, Any] = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
     rest = {name: value for name, value in given.items() if name not in names[:3]}
@@ -59,6 +63,23 @@ def require_same_weight(there: nn.Module, module: nn.Module, path: str) -> None:
         )
 
 
+def _batch_norm(root: nn.Module, given: dict[str, Any]) -> nn.Module | None:
+    """The batch norm of a call with running statistics that the model holds."""
+    mean, variance = (_tensor(root, given.get(name)) for name in _NORM[1:3])
+    affine = [_parameter(root, given.get(name)) for name in _NORM[3:5]]
+    is_known = all(value is not None or given.get(name) is None for name, value in zip(_NORM[3:5], affine, strict=True))
+    rest = {name: given[name] for name in _NORM[5:] if name in given}
+    is_constant = not any(isinstance(value, fx.Node) for value in rest.values())
+    if mean is None or variance is None or not (is_known and is_constant) or rest.pop("training", False):
+        return None
+    module: Any = BatchNorm(len(mean), affine=False, device="meta", **rest)
+    module.num_batches_tracked = None
+    module.running_mean, module.running_var = mean, variance
+    module.weight, module.bias = affine
+    module.__dict__[_SOURCE] = str(given["running_mean"].target)
+    return cast(nn.Module, module)
+
+
 def _make(function: str, weight: Tensor, *, has_bias: bool, **rest: Any) -> Any:
     size = tuple(weight.shape)
     if function == "linear":
@@ -73,11 +94,17 @@ def _make(function: str, weight: Tensor, *, has_bias: bool, **rest: Any) -> Any:
 
 def _parameter(root: nn.Module, node: Any) -> nn.Parameter | None:
     """The parameter that a node reads; a buffer as one that is not trained."""
+    value = _tensor(root, node)
+    if value is None or isinstance(value, nn.Parameter):
+        return value
+    return nn.Parameter(value.detach(), requires_grad=False)
+
+
+def _tensor(root: nn.Module, node: Any) -> Tensor | None:
+    """The float parameter or buffer that a node reads."""
     if not isinstance(node, fx.Node) or node.op != "get_attr":
         return None
     value: Any = root
     for name in str(node.target).split("."):
         value = getattr(value, name)
-    if not isinstance(value, Tensor) or not value.is_floating_point():
-        return None
-    return value if isinstance(value, nn.Parameter) else nn.Parameter(value.detach(), requires_grad=False)
+    return value if isinstance(value, Tensor) and value.is_floating_point() else None

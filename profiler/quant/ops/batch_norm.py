@@ -6,12 +6,19 @@ import torch
 from torch import Tensor, nn
 
 from profiler.quant.affine import along_axis
-from profiler.quant.modules import quantized_output
+from profiler.quant.modules import QuantOp, quantized_output
 from profiler.quant.ops.fold import batch_norm_affine
 from profiler.quant.ops.gemm import FakeQuantGemm, Gemm, IntegerGemm, make_fake_quant
 from profiler.quant.ops.registry import Family, OpSpec, register
 from profiler.quant.qconfig import QConfig
 from profiler.quant.qtensor import to_plain
+
+
+class BatchNorm(QuantOp, nn.modules.batchnorm._BatchNorm):
+    """Float batch norm of any rank: what a call of F.batch_norm with running statistics amounts to."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Every rank will do."""
 
 
 class _ChannelProduct(Gemm):
@@ -103,10 +110,19 @@ class FakeQuantBatchNorm3d(FakeQuantBatchNorm, nn.BatchNorm3d):
         return nn.BatchNorm3d.forward(self, x)
 
 
+class FakeQuantBatchNormOfAnyRank(FakeQuantBatchNorm, BatchNorm):
+    """Form of a called F.batch_norm."""
+
+    def batch_norm(self, x: Tensor) -> Tensor:
+        """Train-mode batch norm."""
+        return BatchNorm.forward(self, x)
+
+
 _FORMS: dict[type[nn.Module], type[FakeQuantBatchNorm]] = {
     nn.BatchNorm1d: FakeQuantBatchNorm1d,
     nn.BatchNorm2d: FakeQuantBatchNorm2d,
     nn.BatchNorm3d: FakeQuantBatchNorm3d,
+    BatchNorm: FakeQuantBatchNormOfAnyRank,
 }
 
 
@@ -121,5 +137,5 @@ def _batch_norm(module: nn.Module, qconfig: QConfig) -> nn.Module:
 
 BATCH_NORM = register(
     OpSpec("batch_norm", Family.GEMM, modules=tuple(_FORMS), fake_quant=_batch_norm,
-           note="where it cannot be fused: int8 gain and int32 shift per channel")
+           note="where it cannot be fused: int8 gain and int32 shift per channel; F.batch_norm with the model's own")
 )  # fmt: skip
