@@ -17,7 +17,7 @@ from profiler.quant.switches import FakeCast
 _M = TypeVar("_M", bound=nn.Module)
 _CONTAINERS = (
     nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.Transformer, nn.TransformerEncoder, nn.TransformerDecoder,
-    nn.TransformerEncoderLayer, nn.TransformerDecoderLayer,
+    nn.TransformerEncoderLayer, nn.TransformerDecoderLayer, nn.DataParallel,
 )  # fmt: skip
 
 

@@ -19,11 +19,14 @@ from profiler.quant.fx.planning import QconfigSource, from_dicts
 from profiler.quant.fx.prepare import prepare_qat_fx
 from profiler.quant.fx.trace import trace
 from profiler.quant.march import March, get_march, march_set_to, parse_march
+from profiler.quant.modules import is_leaf
 from profiler.quant.norm_inputs import default_qconfigs
 from profiler.quant.ops.functional import tensors_in
 from profiler.quant.ops.registry import spec_of_module
 from profiler.quant.qconfig import QConfig
 from profiler.quant.record.prepare import prepare_recorded
+from profiler.quant.record.unreached import has_hooks
+from profiler.quant.reparametrized import use_plain_weights
 from profiler.quant.states import named_fake_quants
 from profiler.quant.swap import EFFECTS_ATTRIBUTE, QuantEffect, copy_in_eval, copy_model
 from profiler.quant.transformer import use_plain_forwards
@@ -214,6 +217,10 @@ def why_not_traced(model: nn.Module, batches: Sequence[Batch]) -> str:
     try:
         require_same_flags(batches)
         scratch = copy_model(model)
+        use_plain_weights(scratch)
+        hooked = next((n for n, m in scratch.named_modules() if has_hooks(m) and (is_leaf(m) or m is scratch)), None)
+        if hooked is not None:
+            return f"{hooked or type(model).__name__} has forward hooks, which a trace does not see"
         use_plain_forwards(scratch)
         traced = trace(scratch, example_inputs=batches[0].positional(scratch), is_quiet=True)
         if traced.untraceable:

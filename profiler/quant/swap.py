@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from profiler.errors import ModelError, NotCalibratedError, PrepareError, StateError
 from profiler.quant.affine import QInfo
@@ -22,6 +22,7 @@ from profiler.quant.ops.functional import (
     FunctionOp,
     make_fake_quant_function,
     make_fake_quant_functional,
+    tensors_in,
 )
 from profiler.quant.ops.registry import Family, refusal_of, spec_of_function, spec_of_module
 from profiler.quant.preserve import is_preserved, preserve
@@ -53,18 +54,43 @@ def copy_model(model: nn.Module) -> nn.Module:
     """
     if not isinstance(model, nn.Module):
         raise ModelError(f"expected an nn.Module, got {type(model).__name__}; pass the model itself")
-    memo: dict[int, Any] = {}
+    model = _uncompiled(model)
+    memo: dict[int, Any] = {id(tensor): tensor.detach().clone() for tensor in _computed_attributes(model)}
     try:
-        copied = copy.deepcopy(model, memo)
+        copied: nn.Module = copy.deepcopy(model, memo)
         for old in model.modules():
-            new = memo[id(old)]
+            new = memo.get(id(old))
+            if new is None:  # inside of a scripted module
+                continue
             for name in _dropped(old, new):
                 new.__dict__[name] = copy.deepcopy(old.__dict__[name], memo)
+        for parent in list(copied.modules()):
+            for name, child in list(parent._modules.items()):
+                if type(child).__name__ == "OptimizedModule":
+                    parent._modules[name] = _uncompiled(child)  # type: ignore[arg-type]
         return copied
     except Exception as error:
         raise ModelError(
-            f"{type(model).__name__} cannot be deep-copied ({error}); detach tensors that it keeps as attributes"
+            f"{type(model).__name__} cannot be deep-copied ({error}); remove the attribute that copy.deepcopy refuses"
         ) from error
+
+
+def _uncompiled(model: nn.Module) -> nn.Module:
+    """What torch.compile was given."""
+    if type(model).__name__ != "OptimizedModule":
+        return model
+    inner: nn.Module = model._orig_mod  # type: ignore[assignment]
+    return inner
+
+
+def _computed_attributes(model: nn.Module) -> list[Tensor]:
+    """Tensors with a gradient history that modules keep as attributes, in lists or dicts too; copy refuses these."""
+    found = []
+    for module in model.modules():
+        for name, value in module.__dict__.items():
+            if not name.startswith("_"):
+                found += [t for t in tensors_in(value) if not t.is_leaf]
+    return found
 
 
 def _dropped(old: nn.Module, new: nn.Module) -> set[str]:
@@ -83,7 +109,13 @@ def copy_in_eval(model: nn.Module) -> nn.Module:
         ModelError: as `copy_model`.
     """
     copied = copy_model(model)
-    copied.eval()
+    try:
+        copied.eval()
+    except NotImplementedError as error:
+        raise ModelError(
+            f"{type(model).__name__} has no eval ({error}): it comes out of torch.export; pass the nn.Module that was "
+            "exported"
+        ) from error
     return copied
 
 

@@ -8,7 +8,6 @@ from torch import nn
 
 from profiler.quant.swap import convert_modules, copy_model
 
-
 BEFORE_CONVERT = "quant_before_convert"  # what a front end does to its models first
 
 

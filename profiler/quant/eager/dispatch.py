@@ -127,10 +127,15 @@ def generate(parent: nn.Module, function: str, name: str, qconfig: QConfig, *, i
     return module
 
 
-def install_hooks(module: nn.Module) -> None:
-    """Let the dispatcher of this thread follow the module's forward, also when it raises."""
-    module.register_forward_pre_hook(_enter, prepend=True)
-    module.register_forward_hook(_leave, always_call=True)
+def install_hooks(module: nn.Module, *, own_hooks_inside: bool = True) -> None:
+    """Let the dispatcher of this thread follow the module's forward, also when it raises.
+
+    Args:
+        module: part of a prepared model.
+        own_hooks_inside: what the module's own hooks call counts as called by it, not by the code around it.
+    """
+    module.register_forward_pre_hook(_enter, prepend=own_hooks_inside)
+    module.register_forward_hook(_leave, prepend=not own_hooks_inside, always_call=True)
 
 
 def create_from_keys(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:

@@ -17,6 +17,7 @@ from profiler.quant.modules import Identity, QuantOp, is_leaf
 from profiler.quant.observers import ObserverBase
 from profiler.quant.ops.registry import Family, spec_of_module
 from profiler.quant.qconfig import QConfig, propagate_qconfig
+from profiler.quant.reparametrized import use_plain_weights
 from profiler.quant.states import attach_journal, place_fake_quants
 from profiler.quant.swap import (
     EFFECTS_ATTRIBUTE,
@@ -68,6 +69,7 @@ def prepare_qat(
         model = copy_model(model)
     require_float_model(model)
     use_plain_forwards(model)
+    use_plain_weights(model)
     name_fused_groups(model)
     propagate_qconfig(model)
     fit_qconfigs_to_target(model)

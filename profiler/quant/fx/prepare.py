@@ -18,6 +18,7 @@ from profiler.quant.loading import match_bounds_after_load
 from profiler.quant.march import require_march
 from profiler.quant.modules import type_name
 from profiler.quant.naming import op_name
+from profiler.quant.reparametrized import use_plain_weights
 from profiler.quant.states import attach_journal, place_fake_quants
 from profiler.quant.swap import (
     EFFECTS_ATTRIBUTE,
@@ -40,6 +41,7 @@ def fuse_fx(
     """
     model = copy_model(model)
     use_plain_forwards(model)
+    use_plain_weights(model)
     traced = trace(model)
     functions_to_modules(model, traced.graph)
     if fuse_mode is FuseMode.BNAddReLU:
@@ -88,6 +90,7 @@ def prepare_qat_fx(
     model = copy_model(model)
     require_float_model(model)
     use_plain_forwards(model)
+    use_plain_weights(model)
     auto_stubs = not has_quant_stub(model)
     traced = trace(model, example_inputs=None if example_inputs is None else tuple(example_inputs))
     if example_inputs is not None:

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from profiler.quant.ops.functional import tensors_in
 
 
-class HiddenReads(TorchDispatchMode):
+class HiddenReads(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Tells of tensors that aten reads although no torch function was seen that got them.
 
     Args:
@@ -21,7 +21,7 @@ class HiddenReads(TorchDispatchMode):
     """
 
     def __init__(self, tell: Callable[[Tensor], None]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._tell = tell
         self._shown: list[set[int] | None] = [set()]
 

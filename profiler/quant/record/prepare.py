@@ -31,7 +31,8 @@ from profiler.quant.record.running import (
     install,
     stubs_from_keys,
 )
-from profiler.quant.record.unreached import leave_unreached_in_float
+from profiler.quant.record.unreached import has_hooks, leave_unreached_in_float, take_hooks
+from profiler.quant.reparametrized import use_plain_weights
 from profiler.quant.states import attach_journal, place_fake_quants
 from profiler.quant.swap import EFFECTS_ATTRIBUTE, QuantEffect, copy_in_eval, copy_model, require_float_model
 from profiler.quant.transformer import use_plain_forwards
@@ -76,13 +77,18 @@ def record(
     graph = _graph_of(model, runs)
     model = copy_model(model)
     use_plain_forwards(model)
+    use_plain_weights(model)
     _leave_taken_apart(model, graph)
+    hooked = {path: m for path, m in model.named_modules() if is_leaf(m) and has_hooks(m)}
     auto_stubs = not has_quant_stub(model)
     plan, found = plan_graph(
         model, graph, qconfigs, auto_stubs=auto_stubs, high_precision_outputs=high_precision_outputs
     )
     effects = list(dict.fromkeys(found))  # several runs say the same of an op
     _defer_products(model, graph)
+    for path, module in hooked.items():
+        if not has_hooks(model.get_submodule(path)):
+            take_hooks(model.get_submodule(path), module)
     run_plan = RunPlan.of_graph(graph, plan)
     _drop_float_functions(model, plan)
     _follow(model, run_plan, effects)
@@ -98,6 +104,7 @@ def _graph_of(model: nn.Module, runs: Sequence[Run]) -> fx.Graph:
     """The record of runs of a copy, which may change while it runs."""
     scratch = copy_in_eval(model)
     use_plain_forwards(scratch)
+    use_plain_weights(scratch)
     try:
         return record_runs(scratch, list(runs))
     except ProfilerError:
@@ -141,7 +148,7 @@ def _follow(model: nn.Module, run_plan: RunPlan, effects: list[QuantEffect]) -> 
         if isinstance(module, FakeQuantize) or id(module) in inside:
             continue
         module.__dict__[FQN_ATTRIBUTE] = path
-        install_hooks(module)
+        install_hooks(module, own_hooks_inside=not is_leaf(module))
         if is_leaf(module):
             module.__dict__[ROLE_ATTRIBUTE] = _role(module)
             install(module, path)

@@ -15,6 +15,7 @@ from torch.fx.node import map_aggregate
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from profiler.errors import PrepareError
 from profiler.quant.calls import CallTracker, FunctionCall
 from profiler.quant.modules import is_leaf
 from profiler.quant.naming import NOT_OPS, canonical_function_name, is_reflected, join
@@ -81,6 +82,11 @@ class RunRecorder(CallTracker):
             for tensor in tensors_in(result):
                 self._constants[tensor] = True
             return result
+        if isinstance(call.module, nn.Sequential):  # what stands in the function's place would run as a layer
+            raise PrepareError(
+                f"a forward hook in {self._paths[id(call.module)] or 'the model'}, an nn.Sequential, calls {call.name} "
+                f"at {user_line()}: an nn.Sequential has no place for it; call it in a module's forward"
+            )
         given = self._as_nodes(args), self._as_nodes(kwargs)
         shared = self._others_in_memory(args[0]) if sources and may_overwrite(call.func, args, kwargs) else []
         result = call.func(*args, **kwargs)
@@ -282,8 +288,10 @@ def _hooked(recorder: RunRecorder) -> Iterator[None]:
     try:
         for module in recorder.model.modules():
             if not _is_inside_leaf(recorder, module):
-                handles.append(module.register_forward_pre_hook(recorder.module_begins, prepend=True, with_kwargs=True))
-                handles.append(module.register_forward_hook(recorder.module_ends, with_kwargs=True, always_call=True))
+                begins, ends, is_op = recorder.module_begins, recorder.module_ends, is_leaf(module)
+                # what an op's own hooks call belongs to the code around it
+                handles.append(module.register_forward_pre_hook(begins, prepend=not is_op, with_kwargs=True))
+                handles.append(module.register_forward_hook(ends, prepend=is_op, with_kwargs=True, always_call=True))
         yield
     finally:
         recorder.frames.clear()

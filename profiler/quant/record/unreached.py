@@ -45,7 +45,9 @@ def _leave(model: nn.Module, path: str) -> bool:
     if isinstance(module, FakeQuantStub) and module.is_automatic:
         plain = QuantStub()
         plain.is_automatic = True
-        _take_hooks(plain, module)
+        take_hooks(plain, module)
+        plain.__dict__.update({k: v for k, v in module.__dict__.items() if k.startswith("quant_")})
+        plain.train(module.training)
         parent._modules[name] = plain
         return True
     if isinstance(module, FakeQuantGemm):
@@ -57,9 +59,13 @@ def _leave(model: nn.Module, path: str) -> bool:
     return False
 
 
-def _take_hooks(new: nn.Module, old: nn.Module) -> None:
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a module has forward hooks, its users' or ours."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def take_hooks(new: nn.Module, old: nn.Module) -> None:
+    """Give a module the forward hooks of the one whose place it takes."""
     own: Any = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_always_called", "_forward_hooks_with_kwargs")
     for table in (*own, "_forward_pre_hooks_with_kwargs"):
         new.__dict__[table] = old.__dict__[table].copy()
-    new.__dict__.update({k: v for k, v in old.__dict__.items() if k.startswith("quant_")})
-    new.train(old.training)

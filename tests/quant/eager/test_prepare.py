@@ -260,9 +260,17 @@ def test_prepare_qat_not_a_module_is_refused(bad: Any) -> None:
 
 def test_prepare_qat_uncopyable_model_says_why() -> None:
     model = make(Residual)
-    model.kept = torch.ones(2, requires_grad=True) * 2
-    with pytest.raises(ModelError, match=r"Residual cannot be deep-copied.*detach"):
+    model.kept = (i for i in range(3))
+    with pytest.raises(ModelError, match=r"Residual cannot be deep-copied.*generator.*remove the attribute"):
         prepare_qat(with_qconfig(model))
+
+
+def test_prepare_qat_model_that_keeps_computed_tensors_is_copied() -> None:
+    model = make(Residual)
+    model.kept = [torch.ones(2, requires_grad=True) * 2]
+    prepared = prepare_qat(with_qconfig(model))
+    assert torch.equal(prepared.kept[0], model.kept[0])
+    assert not prepared.kept[0].requires_grad
 
 
 def test_prepare_qat_wrong_qconfig_type_is_refused() -> None:
