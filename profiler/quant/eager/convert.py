@@ -8,7 +8,7 @@ from torch import nn
 
 from profiler.quant.swap import convert_modules, copy_model
 
-BEFORE_CONVERT = "quant_before_convert"  # what a front end does to its models first
+BEFORE_CONVERT = "quant_before_convert"  # what a front end does to its models first; gives what is to be done last
 
 
 def convert(
@@ -35,7 +35,8 @@ def convert(
     if not inplace:
         module = copy_model(module)
     before: Any = module.__dict__.get(BEFORE_CONVERT)
-    if before is not None:
-        before(module)
+    finish = before(module) if before is not None else None
     convert_modules(module, remove_qconfig)
+    if finish is not None:
+        finish()
     return module

@@ -19,7 +19,7 @@ from profiler.quant.march import require_march
 from profiler.quant.modules import Identity, is_leaf
 from profiler.quant.ops.functional import FunctionOp, spec_of_op
 from profiler.quant.ops.gemm import Gemm
-from profiler.quant.ops.registry import Family
+from profiler.quant.ops.registry import Family, spec_of_module
 from profiler.quant.record.deferred import DeferredProduct
 from profiler.quant.record.plan import RunPlan
 from profiler.quant.record.recorder import record_runs
@@ -31,12 +31,13 @@ from profiler.quant.record.running import (
     install,
     stubs_from_keys,
 )
-from profiler.quant.record.unreached import has_hooks, leave_unreached_in_float, take_hooks
+from profiler.quant.record.unreached import before_convert, has_hooks, take_hooks
 from profiler.quant.reparametrized import use_plain_weights
 from profiler.quant.states import attach_journal, place_fake_quants
 from profiler.quant.swap import EFFECTS_ATTRIBUTE, QuantEffect, copy_in_eval, copy_model, require_float_model
 from profiler.quant.transformer import use_plain_forwards
 
+UNCALLED = "no recorded run called it: it stays in float"
 Run = tuple[tuple[Any, ...], dict[str, Any]]
 
 
@@ -90,6 +91,7 @@ def record(
         if not has_hooks(model.get_submodule(path)):
             take_hooks(model.get_submodule(path), module)
     run_plan = RunPlan.of_graph(graph, plan)
+    effects += _uncalled(model, run_plan)
     _drop_float_functions(model, plan)
     _follow(model, run_plan, effects)
     place_fake_quants(model)
@@ -114,6 +116,19 @@ def _graph_of(model: nn.Module, runs: Sequence[Run]) -> fx.Graph:
             f"{type(model).__name__}: its forward raised {type(error).__name__} on the example inputs: {error}; pass "
             "inputs that the float model takes"
         ) from error
+
+
+def _uncalled(model: nn.Module, run_plan: RunPlan) -> list[QuantEffect]:
+    """Ops with a quantized form that no run called; they are known, so that a later run does not name them again."""
+    found = []
+    for path, module in model.named_modules():
+        spec = spec_of_module(module)
+        has_form = spec is not None and spec.family in (Family.GEMM, Family.FUNCTION, Family.COMPOSITE, Family.TABLE)
+        if has_form and path not in run_plan.recorded and module.__dict__.get("qconfig") is not None:
+            run_plan.unrecorded[path] = None
+            requested = module.__dict__["qconfig"].activation_dtype
+            found.append(QuantEffect(path, requested, "torch.float32", UNCALLED))
+    return found
 
 
 def _leave_taken_apart(model: nn.Module, graph: fx.Graph) -> None:
@@ -159,7 +174,7 @@ def _follow(model: nn.Module, run_plan: RunPlan, effects: list[QuantEffect]) -> 
             module.takes_floats = True
     model.__dict__[PLAN_ATTRIBUTE] = run_plan
     model.__dict__[DISPATCH_ATTRIBUTE] = RecordedDispatch
-    model.__dict__[BEFORE_CONVERT] = leave_unreached_in_float
+    model.__dict__[BEFORE_CONVERT] = before_convert
     model.register_forward_hook(finish_forward, prepend=True)
 
 

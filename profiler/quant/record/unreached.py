@@ -2,18 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
 from profiler.quant.fake_quant import FakeQuantize
+from profiler.quant.modules import is_leaf
 from profiler.quant.naming import op_name, parse_generated
 from profiler.quant.ops.gemm import FakeQuantGemm
 from profiler.quant.states import named_fake_quants
 from profiler.quant.stubs import FakeQuantStub, QuantStub
 from profiler.quant.swap import EFFECTS_ATTRIBUTE, QuantEffect, misses_scale
 
+NO_VALUES = "quant_no_values"  # an empty parameter of converted modules
 _REASON = "no calibration batch reached it: it runs in float"
+
+
+def before_convert(model: nn.Module) -> Callable[[], None]:
+    """What a recorded model needs around its conversion.
+
+    Returns:
+        What is to be done afterwards.
+    """
+    leave_unreached_in_float(model)
+    with_parameters = [m for m in model.modules() if not is_leaf(m) and next(m.parameters(), None) is not None]
+    return partial(_keep_facts, with_parameters)
+
+
+def _keep_facts(modules: list[nn.Module]) -> None:
+    """The model's own code may ask `next(self.parameters())` for a dtype or a device: an empty one answers."""
+    for module in reversed(modules):  # children first
+        if next(module.parameters(), None) is None:
+            buffer = next(module.buffers(), torch.empty(0))
+            module.register_parameter(NO_VALUES, nn.Parameter(torch.empty(0, device=buffer.device), False))
 
 
 def leave_unreached_in_float(model: nn.Module) -> list[str]:
