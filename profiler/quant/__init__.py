@@ -21,7 +21,7 @@ from profiler.quant.freezing import freeze_part, reset_part, unfreeze_part
 from profiler.quant.fx.fuse import FuseMode
 from profiler.quant.fx.prepare import convert_fx, fuse_fx, prepare_qat_fx
 from profiler.quant.learned_fake_quant import PACTFakeQuantize, _LearnableFakeQuantize
-from profiler.quant.loading import load_observer_params
+from profiler.quant.loading import load_calib_state_dict, load_observer_params
 from profiler.quant.march import March, get_march, set_march
 from profiler.quant.observers import (
     ClipObserver,
@@ -190,6 +190,7 @@ __all__ = [
     "get_default_qconfig",
     "get_march",
     "get_qconfig",
+    "load_calib_state_dict",
     "load_compiled",
     "load_observer_params",
     "nan_check",

@@ -9,6 +9,7 @@ from torch import nn
 
 from profiler.errors import PrepareError
 from profiler.quant.states import join_state, named_fake_quants
+from profiler.quant.swap import copy_model
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -19,6 +20,41 @@ def match_bounds_after_load(module: nn.Module, incompatible_keys: Any) -> None:
         if fake_quant.journal is None:
             join_state(fake_quant, module, name, module.get_submodule(name.rpartition(".")[0]))
         fake_quant.match_bounds_to_scale()
+
+
+def load_calib_state_dict(model: nn.Module, state_dict: dict[str, Any]) -> None:
+    """Give a prepared model the weights and scales of a calibrated one; all of them or none.
+
+    States stay as they are. Functions that joined on the calibrated model's forwards join here too.
+
+    Args:
+        model: prepared model, for calibration or QAT, from the same float model by the same front end; changed in
+            place.
+        state_dict: `state_dict()` of the calibrated model.
+
+    Raises:
+        PrepareError: the model has no fake quants; or names or shapes differ, and nothing was loaded.
+    """
+    name = type(model).__name__
+    if not any(True for _ in named_fake_quants(model)):
+        raise PrepareError(f"load_calib_state_dict: {name} has no fake quants; prepare it first")
+    trial = copy_model(model)
+    problems = []
+    try:
+        result = trial.load_state_dict(state_dict, strict=False)
+    except RuntimeError as error:  # shapes
+        problems = [" ".join(str(error).split())]
+    else:
+        for kind, keys in (("missing", result.missing_keys), ("unexpected", result.unexpected_keys)):
+            if keys:
+                problems.append(f"{len(keys)} {kind}: {', '.join(keys[:8])}{' ...' if keys[8:] else ''}")
+    if problems:
+        raise PrepareError(
+            f"load_calib_state_dict: the checkpoint does not fit {name}: {'; '.join(problems)}; prepare both from the "
+            "same float model, by the same method, on the same example inputs and with the same ops quantized, or "
+            "copy what both have with load_observer_params"
+        )
+    model.load_state_dict(state_dict, strict=True)
 
 
 def load_observer_params(from_model: nn.Module, to_model: nn.Module, verbose: bool = False) -> None:

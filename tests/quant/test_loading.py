@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from profiler.quant import FakeQuantState, prepare_qat, prepare_qat_fx, set_fake_quantize
+from profiler.errors import PrepareError
+from profiler.quant import FakeQuantState, load_calib_state_dict, prepare_qat, prepare_qat_fx, set_fake_quantize
 from profiler.quant import default_calib_8bit_fake_quant_qconfig as calib_qconfig
 from profiler.quant import default_qat_8bit_fake_quant_qconfig as qat_qconfig
 from profiler.quant.states import journal_of, named_fake_quants
@@ -111,3 +112,39 @@ def test_converted_model_loads_its_own_checkpoint_after_a_forward(front_end: str
     first(images()[0])
     first.load_state_dict(second.state_dict(), strict=True)
     assert torch.equal(first(images()[0]), second(images()[0]))
+
+
+@pytest.mark.parametrize("front_end", FRONT_ENDS)
+def test_load_calib_state_dict_gives_weights_and_scales(front_end: str) -> None:
+    calib = STAGE[front_end](make(Residual), images())
+    qat = prepared(front_end, qat_qconfig, seed=2)
+    load_calib_state_dict(qat, calib.state_dict())
+    assert scales(qat) == scales(calib)
+    set_fake_quantize(qat.eval(), FakeQuantState.VALIDATION)
+    assert torch.equal(qat(images()[0]), calib(images()[0]))
+
+
+@pytest.mark.parametrize("front_end", FRONT_ENDS)
+def test_load_calib_state_dict_of_another_model_names_keys_and_loads_nothing(front_end: str) -> None:
+    checkpoint = STAGE[front_end](make(Residual), images()).state_dict()
+    dropped = next(name for name in checkpoint if name.endswith("scale"))
+    del checkpoint[dropped]
+    checkpoint["neck.weight"] = torch.ones(1)
+    qat = prepared(front_end, qat_qconfig, seed=2)
+    before = {name: value.clone() for name, value in qat.state_dict().items()}
+    with pytest.raises(PrepareError, match=rf"1 missing: {dropped}; 1 unexpected: neck.weight; prepare both"):
+        load_calib_state_dict(qat, checkpoint)
+    assert all(torch.equal(value, before[name]) for name, value in qat.state_dict().items())
+
+
+def test_load_calib_state_dict_other_shape_is_named() -> None:
+    checkpoint = fx(make(Residual), images()).state_dict()
+    name = next(n for n in checkpoint if n.endswith("head.weight"))
+    checkpoint[name] = checkpoint[name][:1]
+    with pytest.raises(PrepareError, match=rf"size mismatch for {name}"):
+        load_calib_state_dict(prepared("fx", qat_qconfig), checkpoint)
+
+
+def test_load_calib_state_dict_into_float_model_says_prepare() -> None:
+    with pytest.raises(PrepareError, match="Residual has no fake quants; prepare it first"):
+        load_calib_state_dict(make(Residual), {})
