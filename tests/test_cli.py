@@ -96,7 +96,7 @@ def test_main_help_names_the_exit_codes(command: list[str], capsys: pytest.Captu
         (["run", "nets:m", "--data", "nets:d", "--num-batches", "0"], "0: expected a number above 0"),
         (["run", "nets:m", "--data", "nets:d", "--num-batches", "many"], "many"),
         (["demo", "--nothing"], "--nothing"),
-        (["demo", "--model", "resnet"], "no sample model 'resnet'; there are: mobilenet_v2, pitfalls"),
+        (["demo", "--model", "resnet"], "no sample model 'resnet'; there are: mobilenet_v2, multitask, pitfalls"),
         (["render"], "REPORT.JSON"),
         (["render", "nowhere/report.json"], "nowhere/report.json: no such file"),
         (["run", "nets", "--data", "nets:d"], "'nets': expected MODULE:NAME"),

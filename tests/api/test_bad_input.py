@@ -18,6 +18,9 @@ from tests.api.calls import Half, Net, batch, fails, reports
 from tests.capture.stages import calibrated, images
 
 
+FX = {"frontend": "fx"}
+
+
 class KeywordOnly(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -263,7 +266,7 @@ def test_flags_that_differ_between_batches_are_an_error() -> None:
             return y * 2 if double else y
 
     data = [{"x": batch(), "double": False}, {"x": batch(), "double": True}]
-    fails(DataError, ["batch 1", "'double': True", "'double': False", "profile each kind"], Flagged(), data, frontend="fx")
+    fails(DataError, ["batch 1", "'double': True", "'double': False", "profile each kind"], Flagged(), data, **FX)
 
 
 def test_flags_that_differ_between_batches_are_recorded_where_nothing_else_is_asked_for(tmp_path: Path) -> None:
@@ -307,4 +310,4 @@ def test_flags_that_are_arrays_are_compared_by_value(tmp_path: Path) -> None:
     same = [{"x": batch(seed=i), "meta": np.array([1, 2])} for i in range(2)]
     reports(TakesMeta(), same, tmp_path)
     other = [same[0], {**same[1], "meta": np.array([1, 3])}]
-    fails(DataError, ["batch 1", "expected the same in all batches"], TakesMeta(), other, frontend="fx")
+    fails(DataError, ["batch 1", "expected the same in all batches"], TakesMeta(), other, **FX)
