@@ -17,7 +17,6 @@ from profiler.quant import March, convert, set_march
 from tests.api.calls import Half, Net, batch, fails, reports
 from tests.capture.stages import calibrated, images
 
-
 FX = {"frontend": "fx"}
 
 

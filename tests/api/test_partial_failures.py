@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from profiler import model_profiler
-from profiler.quant.record.prepare import UNCALLED
 from profiler.quant import get_march, set_march
 from profiler.quant.march import March
+from profiler.quant.record.prepare import UNCALLED
 
 
 def make_net() -> nn.Module:

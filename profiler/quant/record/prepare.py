@@ -190,6 +190,10 @@ def _role(module: nn.Module) -> str:
 
 
 def _set(model: nn.Module, path: str, module: nn.Module) -> None:
-    parent, _, name = path.rpartition(".")
+    """Put a module in the place of another, under all its names."""
+    old = model.get_submodule(path)
     module.train(model.training)
-    setattr(model.get_submodule(parent), name, module)
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if child is old:
+                parent._modules[name] = module
