@@ -196,7 +196,8 @@ class _BatchPair:
         pair.note_compared(partner.names)
         for r, t in _float_pairs(expected, outputs):
             pair.accumulated.update(reference=r, test=t)
-            _add_quant_error(pair.quant_error, r, call.outputs)
+        for r, made in zip(expected, call.outputs, strict=True):
+            _add_quant_error(pair.quant_error, r, made)
         self._inject(call, partner, pair, outputs)
 
     def _expected(self, call: OpCall, partner: Partner) -> list[Tensor] | None:
@@ -296,10 +297,10 @@ def _is_dense_float(tensor: Tensor) -> bool:
     return tensor.is_floating_point() and tensor.layout is torch.strided
 
 
-def _add_quant_error(sums: QuantErrorSums, reference: Tensor, outputs: list[Tensor]) -> None:
-    tensor = next((t for t in outputs if isinstance(t, QTensor)), None)
-    if tensor is not None and tensor.scale.numel() == 1:
-        sums.update(reference, float(tensor.scale), tensor.info.quant_min, tensor.info.quant_max)
+def _add_quant_error(sums: QuantErrorSums, reference: Tensor, made: Tensor) -> None:
+    """What rounding to the scale of this very output costs; an op may give several, each with its own."""
+    if isinstance(made, QTensor) and made.scale.numel() == 1 and _is_dense_float(reference):
+        sums.update(reference, float(made.scale), made.info.quant_min, made.info.quant_max)
 
 
 def _as_input(tensor: Tensor, reference: OpCall) -> Tensor:

@@ -75,3 +75,32 @@ def test_odd_forward_gives_the_same_output_within_int8(
     torch.manual_seed(1)
     report = model_profiler(model(), [torch.randn(shape)] * 3, out_dir=tmp_path, make_zip=False)
     assert [layer.accumulated.sqnr_db > 25 for layer in report.layers if layer.is_output] == [True]
+
+
+class CellStates(nn.Module):
+    """The cell state is several times as large as the output, and has a scale of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(4, 6, batch_first=True)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y, (_, cell) = self.lstm(x)
+        return y, cell
+
+
+def test_op_with_outputs_of_different_scales_is_held_to_each_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("profiler.report.write.write_report", write_quickly)
+    torch.manual_seed(3)
+    model = CellStates().eval()
+    with torch.no_grad():
+        model.lstm.bias_ih_l0[6:12] = 4.0  # the forget gate stays open
+    batches = [torch.randn(4, 30, 4).cumsum(1) * 0.3 for _ in range(3)]
+    largest = [float(value.detach().abs().max()) for value in model(batches[0])]
+    assert largest[1] > 3 * largest[0]
+
+    report = model_profiler(model, batches, out_dir=tmp_path)
+
+    assert "RG2" not in [finding.id for finding in report.findings]
