@@ -15,7 +15,7 @@ from profiler.quant.fx.fuse import fuse_graph
 from profiler.quant.fx.qconfigs import apply_hybrid_dict, apply_qconfig_dict
 from profiler.quant.fx.wrapped import prepare_wrapped
 from profiler.quant.modules import is_leaf
-from profiler.quant.naming import op_name
+from profiler.quant.naming import join, op_name
 from profiler.quant.ops.registry import Family, spec_of_module
 from profiler.quant.qconfig import QConfig
 from profiler.quant.swap import QuantEffect, effect_of, fake_quant_form
@@ -54,17 +54,34 @@ def plan_graph(
     Returns:
         The plan; and what became of each op and of each entry of the qconfigs.
     """
+    names = _second_names(model)
     functions_to_modules(model, graph)
-    _drop_unread(graph)
     entries = qconfigs(model, graph)
     fuse_graph(model, graph)
+    _drop_unread(graph)
     plan = BoundaryPlanner(model, graph, auto_stubs=auto_stubs).run()
     if high_precision_outputs:
         use_high_precision_outputs(model, graph, plan)
     narrow_inputs_of_fused_adds(model, graph, plan)
     _cast_float_ops(model, graph, plan)
     effects = [*_swap(model, plan), *plan.effects, *entries]
-    return plan, [*effects, *prepare_wrapped(model, graph)]
+    effects += prepare_wrapped(model, graph)
+    for parent, name, path in names:
+        parent._modules[name] = model.get_submodule(path)
+    return plan, effects
+
+
+def _second_names(model: nn.Module) -> list[tuple[nn.Module, str, str]]:
+    """(parent, attribute, path that graphs use) for each further name of an op module."""
+    first: dict[int, str] = {}
+    found = []
+    for parent_path, parent in model.named_modules():
+        for name, child in parent._modules.items():
+            if child is not None and is_leaf(child):
+                path = first.setdefault(id(child), join(parent_path, name))
+                if path != join(parent_path, name):
+                    found.append((parent, name, path))
+    return found
 
 
 def _drop_unread(graph: fx.Graph) -> None:

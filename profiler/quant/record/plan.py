@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from torch import fx
 
 from profiler.quant.fx.boundaries import Plan
+from profiler.quant.naming import NOT_OPS
 
 
 @dataclass(frozen=True)
@@ -17,10 +18,12 @@ class CallPlan:
         stubs: (number of the tensor among the arguments, path of the QuantStub that it passes before the op).
         gives_plain: the result becomes real values at once, since its memory is written through another tensor, or
             code that no function shows reads it.
+        is_read: something comes of the result. What nobody reads is not observed where the op has other calls.
     """
 
     stubs: tuple[tuple[int, str], ...] = ()
     gives_plain: bool = False
+    is_read: bool = True
 
 
 @dataclass
@@ -47,6 +50,8 @@ class RunPlan:
         """Read the boundaries off a graph that `plan_graph` went over."""
         calls: dict[str, dict[int, CallPlan]] = {}
         recorded = set()
+        read = _read(graph)
+        paths_read = {node.meta.get("path") for node in read}
         for node in graph.nodes:
             path = node.meta.get("path")
             if node.op != "call_module" or path is None:
@@ -57,7 +62,9 @@ class RunPlan:
             gives_plain = bool(node.meta.get("shares_memory") or node.meta.get("read_unseen"))
             before = calls.setdefault(path, {}).get(node.meta["call"], CallPlan())
             both = {**dict(stubs), **dict(before.stubs)}  # runs may differ in which arguments come quantized
-            calls[path][node.meta["call"]] = CallPlan(tuple(both.items()), gives_plain or before.gives_plain)
+            is_read = node in read or path not in paths_read
+            is_read = is_read or (before.is_read and node.meta["call"] in calls[path])
+            calls[path][node.meta["call"]] = CallPlan(tuple(both.items()), gives_plain or before.gives_plain, is_read)
         by_number = {path: tuple(found[i] for i in sorted(found)) for path, found in calls.items()}
         needed = {path: plans for path, plans in by_number.items() if any(p != CallPlan() for p in plans)}
         return RunPlan(needed, frozenset(recorded))
@@ -72,4 +79,14 @@ def _nodes_in_order(node: fx.Node) -> list[fx.Node]:
         return source
 
     fx.node.map_arg((node.args, node.kwargs), add)
+    return found
+
+
+def _read(graph: fx.Graph) -> set[fx.Node]:
+    """Nodes whose results reach an output, a fact that the code reads, or memory that others read."""
+    found: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        is_end = node.op == "output" or node.meta.get("function") in NOT_OPS or node.meta.get("writes")
+        if is_end or any(user in found for user in node.users):
+            found.add(node)
     return found

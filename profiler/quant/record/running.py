@@ -16,6 +16,7 @@ from profiler.errors import UnsupportedOpError
 from profiler.quant.calls import CROSSES, FunctionCall
 from profiler.quant.eager.dispatch import EagerDispatch, generate, is_in_place, run_generated
 from profiler.quant.eager.running import FQN_ATTRIBUTE, RUNNING
+from profiler.quant.fake_quant import FakeQuantize
 from profiler.quant.fx.weighted_functions import WEIGHTED_FUNCTIONS
 from profiler.quant.modules import Identity
 from profiler.quant.naming import join, op_name
@@ -59,7 +60,7 @@ class RecordedDispatch(EagerDispatch):
     def __init__(self, caller: FrameType) -> None:
         super().__init__(caller)
         self.calls: Counter[str] = Counter()
-        self.open: list[CallPlan] = []
+        self.open: list[tuple[CallPlan, list[FakeQuantize]]] = []
         self._stubbed: list[Tensor] = []
 
     @property
@@ -180,10 +181,20 @@ class RecordedDispatch(EagerDispatch):
             except UnsupportedOpError:
                 pass
         if is_in_place(call) and isinstance(args[0], QTensor):
+            if call.name == "masked_fill":
+                return call.func(*args, **kwargs)
+            if _moves_or_drops(call, spec):
+                with torch._C.DisableTorchFunction():
+                    return call.func(*args, **kwargs)
             become_float(args[0])
         with torch._C.DisableTorchFunction():
             args, kwargs = to_float(args), to_float(kwargs)
         return call.func(*args, **kwargs)
+
+
+def _moves_or_drops(call: FunctionCall, spec: OpSpec | None) -> bool:
+    """Whether an in-place function may change values or codes alike: `x.relu_()`, `x.squeeze_()`."""
+    return call.name != "setitem" and spec is not None and spec.name in ("relu", "shape", "dropout")
 
 
 def stubs_from_keys(root: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
@@ -256,7 +267,7 @@ def _cross(module: nn.Module, args: Any, kwargs: Any) -> Any:
         return None
     path = module.__dict__[FQN_ATTRIBUTE]
     plan = tracker.next_plan(path)
-    tracker.open.append(plan)
+    tracker.open.append((plan, [] if plan.is_read else _muted(module)))
     role = module.__dict__.get(ROLE_ATTRIBUTE, "quantized")
     if role == "passes":
         return None
@@ -273,6 +284,14 @@ def _cross(module: nn.Module, args: Any, kwargs: Any) -> Any:
         with torch._C.DisableTorchFunction():
             return to_float(args), to_float(kwargs)
     return _through_stubs(tracker, module, path, plan, args, kwargs)
+
+
+def _muted(module: nn.Module) -> list[FakeQuantize]:
+    """Let a module observe nothing for now; those of its quantizers that did."""
+    observing = [fake_quant for _, fake_quant in named_fake_quants(module) if fake_quant.is_observer_on]
+    for fake_quant in observing:
+        fake_quant.enable_observer(False)
+    return observing
 
 
 def _through_stubs(
@@ -340,7 +359,9 @@ def _finish(module: nn.Module, args: Any, output: Any) -> Any:
         return None
     if len(tracker.frames) > 1 and tracker.frames[-2].is_op:
         return None
-    plan = tracker.open.pop()
+    plan, muted = tracker.open.pop()
+    for fake_quant in muted:
+        fake_quant.enable_observer()
     if isinstance(module, DeferredProduct) and output is not None:
         fused = tracker.root.get_submodule(module.home)
         return Deferred.of(output, module.home, fused)  # type: ignore[arg-type]
