@@ -179,7 +179,8 @@ class BoundaryPlanner:
             reason = _SHARED_MEMORY if _writes_shared(node) else node.meta.get("float_reason", "")
             reason = reason or _float_reason(module, spec, qconfig)
             self.plan.effects.append(QuantEffect(name, requested, "torch.float32", reason))
-        return Value.FLOAT if kinds & _IN_REGION else Value.OUTSIDE
+        begins_region = self.auto_stubs and spec is not None and spec.family is Family.TABLE
+        return Value.FLOAT if kinds & _IN_REGION or begins_region else Value.OUTSIDE
 
     def _quantize(self, source: fx.Node, user: fx.Node, qconfig: QConfig) -> fx.Node:
         if source not in self._stubs:

@@ -17,10 +17,12 @@ from profiler.quant.fx.planning import QconfigSource, plan_graph
 from profiler.quant.loading import match_bounds_after_load
 from profiler.quant.march import require_march
 from profiler.quant.modules import Identity, is_leaf
+from profiler.quant.naming import join
 from profiler.quant.ops.functional import FunctionOp, spec_of_op
 from profiler.quant.ops.gemm import Gemm
 from profiler.quant.ops.registry import Family, spec_of_module
 from profiler.quant.record.deferred import DeferredProduct
+from profiler.quant.record.hosting import hide_added, own_children
 from profiler.quant.record.plan import RunPlan
 from profiler.quant.record.recorder import record_runs
 from profiler.quant.record.running import (
@@ -81,6 +83,7 @@ def record(
     use_plain_weights(model)
     _leave_taken_apart(model, graph)
     hooked = {path: m for path, m in model.named_modules() if is_leaf(m) and has_hooks(m)}
+    own = own_children(model)
     auto_stubs = not has_quant_stub(model)
     plan, found = plan_graph(
         model, graph, qconfigs, auto_stubs=auto_stubs, high_precision_outputs=high_precision_outputs
@@ -93,6 +96,7 @@ def record(
     run_plan = RunPlan.of_graph(graph, plan)
     effects += _uncalled(model, run_plan)
     _drop_float_functions(model, plan)
+    hide_added(model, own)
     _follow(model, run_plan, effects)
     place_fake_quants(model)
     attach_journal(model)
@@ -169,13 +173,21 @@ def _follow(model: nn.Module, run_plan: RunPlan, effects: list[QuantEffect]) -> 
             install(module, path)
         else:
             module.__dict__[EFFECTS_ATTRIBUTE] = effects
-            module._register_load_state_dict_pre_hook(create_from_keys, with_module=True)
+            module._register_load_state_dict_pre_hook(_late_functions_from_keys, with_module=True)
         if isinstance(module, Gemm):
             module.takes_floats = True
     model.__dict__[PLAN_ATTRIBUTE] = run_plan
     model.__dict__[DISPATCH_ATTRIBUTE] = RecordedDispatch
     model.__dict__[BEFORE_CONVERT] = before_convert
     model.register_forward_hook(finish_forward, prepend=True)
+
+
+def _late_functions_from_keys(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Before loading: make the functions that joined while the model observed, whose keys a checkpoint holds."""
+    known = set(module._modules)
+    create_from_keys(module, state_dict, prefix)
+    for name in module._modules.keys() - known:
+        install(module.get_submodule(name), join(module.__dict__[FQN_ATTRIBUTE], name))
 
 
 def _role(module: nn.Module) -> str:

@@ -15,7 +15,6 @@ from torch.fx.node import map_aggregate
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from profiler.errors import PrepareError
 from profiler.quant.calls import CallTracker, FunctionCall
 from profiler.quant.modules import is_leaf
 from profiler.quant.naming import NOT_OPS, canonical_function_name, is_reflected, join
@@ -82,11 +81,6 @@ class RunRecorder(CallTracker):
             for tensor in tensors_in(result):
                 self._constants[tensor] = True
             return result
-        if isinstance(call.module, nn.Sequential):  # what stands in the function's place would run as a layer
-            raise PrepareError(
-                f"a forward hook in {self._paths[id(call.module)] or 'the model'}, an nn.Sequential, calls {call.name} "
-                f"at {user_line()}: an nn.Sequential has no place for it; call it in a module's forward"
-            )
         given = self._as_nodes(args), self._as_nodes(kwargs)
         shared = self._others_in_memory(args[0]) if sources and may_overwrite(call.func, args, kwargs) else []
         result = call.func(*args, **kwargs)
