@@ -31,13 +31,15 @@ class QTensor(Tensor):
 
     In calib and qat models it holds real values in float (on the grid of `scale` while fake quant is on); in converted
     models it holds integer codes. `scale` is a 0-d tensor, or `[C]` along `ch_axis`; `zero_point` is 0. `is_rounded`
-    says whether fake quant was on where the values were made.
+    says whether fake quant was on where the values were made. With `has_off` the least int16 code stands for an element
+    that an additive mask switched off (see masks.py).
     """
 
     scale: Tensor
     qdtype: str
     ch_axis: int
     is_rounded: bool
+    has_off = False
 
     @staticmethod
     def wrap(data: Tensor, scale: Tensor, qdtype: str, ch_axis: int = -1, is_rounded: bool = True) -> QTensor:
@@ -62,7 +64,9 @@ class QTensor(Tensor):
 
     def like(self, data: Tensor) -> QTensor:
         """The same scale on other data."""
-        return QTensor.wrap(data, self.scale, self.qdtype, self.ch_axis, self.is_rounded)
+        result = QTensor.wrap(data, self.scale, self.qdtype, self.ch_axis, self.is_rounded)
+        result.has_off = self.has_off
+        return result
 
     def q_scale(self) -> Tensor:  # type: ignore[override]
         """Scale: 0-d, or `[C]` for a per-channel tensor."""

@@ -10,7 +10,13 @@ import torch
 from torch import nn
 
 from profiler.errors import ModelError
-from profiler.quant import MinMaxObserver, MSEObserver, QTensor, quantize
+from profiler.quant import (
+    MinMaxObserver,
+    MSEObserver,
+    QTensor,
+    default_calib_8bit_fake_quant_qconfig,
+    quantize,
+)
 from profiler.quant.masks import MASK_SCALE, is_additive_mask, is_mask_scale, masked_elements
 from profiler.quant.observers import HistogramObserver, KLObserver, PercentileObserver
 from tests.quant.onnx_check import assert_equals_onnx
@@ -142,3 +148,72 @@ def test_int16_sum_with_a_mask_keeps_room_below_the_data() -> None:
     result = fake(x, mask)
 
     torch.testing.assert_close(result.dequantize(), torch.tensor([1.0, -1.0, -8.0]), rtol=0, atol=1e-3)
+
+
+class BiasedAttention(Attention):
+    """Adds a learned bias and the mask first, and their sum to the scores, as T5 does."""
+
+    def __init__(self, off: float, spread: float) -> None:
+        super().__init__(off, is_causal=False)
+        self.bias = nn.Embedding(19, 1)
+        with torch.no_grad():
+            self.bias.weight.mul_(spread)
+
+    def forward(self, x: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+        places = torch.arange(10)
+        bias = self.bias(places[None] - places[:, None] + 9).squeeze(-1)[None]
+        bias = bias + (1.0 - keep[:, None, :].float()) * self.off
+        scores = self.q(x) @ self.k(x).transpose(1, 2) + bias
+        out: torch.Tensor = self.o(scores.softmax(-1) @ self.v(x))
+        return out
+
+
+@pytest.mark.parametrize("frontend", ["fx", "record"])
+@pytest.mark.parametrize("off", [LEAST, -1e9, -1e4])
+@pytest.mark.parametrize("spread", [1.0, 0.03])
+@pytest.mark.parametrize("qconfig", [None, default_calib_8bit_fake_quant_qconfig])
+def test_sum_with_a_mask_stays_off_where_it_is_added_to_scores(
+    frontend: str, off: float, spread: float, qconfig: object
+) -> None:
+    torch.manual_seed(0)
+    model = BiasedAttention(off, spread).eval()
+
+    stages = quantize(model, [batch(i) for i in range(3)], frontend=frontend, qconfig=qconfig)
+
+    given = batch(9, (2, 10, 3, 5))
+    with torch.no_grad():
+        expected, calib, integer = (m(*given) for m in (model, stages.calib, stages.quantized))
+    assert distance(calib, expected) < 0.06, "0.8 where the sum of bias and mask sets the scale of the scores"
+    assert distance(integer, calib) < 0.01
+    assert_equals_onnx(stages.quantized, *given)
+
+
+def test_sums_keep_what_is_off_in_every_state() -> None:
+    x, mask = torch.tensor([1.0, -2.0, 0.5]), torch.tensor([0.0, 0.0, LEAST])
+    off = torch.tensor([False, False, True])
+    fake, integer = function_forms("add", 0.02)
+    outer_fake, outer_integer = function_forms("add", 0.03)
+
+    first = fake(QTensor.wrap(x, torch.tensor(0.02), "qint8"), QTensor.wrap(mask, torch.tensor(MASK_SCALE), "qint8"))
+    second = outer_fake(first[None].expand(2, 3).clone(), QTensor.wrap(x * 1.5, torch.tensor(0.03), "qint8"))
+    codes_of_first = integer(first_codes(x, 0.02), quantized(torch.tensor([0, 0, -128], dtype=torch.int8), MASK_SCALE))
+    codes_of_second = outer_integer(codes_of_first[None].expand(2, 3).clone(), first_codes(x * 1.5, 0.03))
+
+    for values in (second, codes_of_second):
+        found = masked_elements(values)
+        assert found is not None
+        assert torch.equal(found, off.expand(2, 3))
+    assert torch.equal(second.int_repr(), codes_of_second.plain)
+    for quant in (fake, outer_fake):
+        quant.activation_post_process.disable_fake_quant()
+        quant.activation_post_process.disable_observer()
+    first = fake(QTensor.wrap(x, torch.tensor(0.02), "qint8"), QTensor.wrap(mask, torch.tensor(MASK_SCALE), "qint8"))
+    second = outer_fake(first, QTensor.wrap(x * 1.5, torch.tensor(0.03), "qint8"))
+    found = masked_elements(second)
+    assert found is not None
+    assert torch.equal(found, off)
+    torch.testing.assert_close(second.dequantize()[:2], x[:2] * 2.5)
+
+
+def first_codes(x: torch.Tensor, scale: float) -> QTensor:
+    return quantized(torch.round(x / scale).to(torch.int8), scale)

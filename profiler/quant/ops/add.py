@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,12 +10,11 @@ from torch import Tensor
 
 from profiler.quant.affine import qint8
 from profiler.quant.fake_quant import FakeQuantize
-from profiler.quant.masks import masked_elements
+from profiler.quant.masks import is_mask_scale, masked_elements, switched_off
 from profiler.quant.modules import quantized_output
 from profiler.quant.ops.functional import OutputQuant
 from profiler.quant.ops.operands import codes_of_steps, rescaled
 from profiler.quant.ops.registry import Family, OpSpec, register
-from profiler.quant.ops.select import fill
 from profiler.quant.qtensor import QTensor
 
 
@@ -31,13 +29,11 @@ def add_codes(out: OutputQuant, input: Any, other: Any, *, alpha: float = 1.0) -
 
     Returns:
         `clamp(round(x_q * (s_x / s_y) + other_q * (alpha * s_o / s_y)))`, products and sum in float32, one rounding.
-        Where an operand is an additive mask (see masks.py) and switches off, the least int16 code, as masked_fill does.
+        Where an operand is an additive mask (see masks.py) and switches off, the least int16 code, as masked_fill does;
+        so it is where a sum with a mask is added to again.
     """
-    masked, data = _mask_and_data(input, other, alpha)
-    if masked is not None:
-        steps = torch.where(masked, 0.0, rescaled(out, data))
-        return cast(QTensor, fill(codes_of_steps(out, steps), masked, -math.inf))
-    return codes_of_steps(out, rescaled(out, input) + rescaled(out, other, alpha))
+    off, steps = _switched_off(input, other, alpha), rescaled(out, input) + rescaled(out, other, alpha)
+    return codes_of_steps(out, steps) if off is None else switched_off(codes_of_steps(out, _kept(steps, off)), off)
 
 
 def sub_codes(out: OutputQuant, input: Any, other: Any, *, alpha: float = 1.0) -> QTensor:
@@ -51,12 +47,16 @@ def add_relu_codes(out: OutputQuant, input: Any, other: Any) -> QTensor:
     return total.like(total.plain.clamp_min(0))
 
 
-def _mask_and_data(input: Any, other: Any, alpha: float) -> tuple[Tensor | None, Any]:
-    """Where one of two operands is a mask that switches off, and the other operand; (None, None) without one."""
-    left, right = masked_elements(input), masked_elements(other)
-    if left is not None and right is None and alpha == 1:
-        return left, other
-    return (right, input) if right is not None and left is None and alpha > 0 else (None, None)
+def _switched_off(input: Any, other: Any, alpha: float) -> Tensor | None:
+    """Where the sum is switched off by a mask; None without one, and for two masks, whose sum is one."""
+    left, right = masked_elements(input) if alpha == 1 else None, masked_elements(other) if alpha > 0 else None
+    if left is None or right is None:
+        return left if right is None else right
+    return None if all(is_mask_scale(operand.scale) for operand in (input, other)) else left | right
+
+
+def _kept(values: Tensor, off: Tensor) -> Tensor:
+    return torch.where(off, 0.0, values)
 
 
 def _add_output(fake_quant: FakeQuantize, y: Tensor, input: Any, other: Any, *, alpha: float = 1.0) -> Tensor:
@@ -64,16 +64,16 @@ def _add_output(fake_quant: FakeQuantize, y: Tensor, input: Any, other: Any, *, 
 
     In int16 that is the least value of the output's own range, which then reaches 8 times as far as the data.
     """
-    masked, _ = _mask_and_data(input, other, alpha)
-    if masked is None:
+    off = _switched_off(input, other, alpha)
+    if off is None:
         return quantized_output(y, fake_quant)
-    kept = torch.where(masked, 0.0, y)
+    kept = _kept(y, off)
     if fake_quant.dtype != qint8 and kept.numel():
-        kept = torch.where(masked, -8 * kept.detach().abs().amax(), y)
+        kept = torch.where(off, -8 * kept.detach().abs().amax(), y)
     result = quantized_output(kept, fake_quant)
-    if not isinstance(result, QTensor) or not result.is_rounded:
-        return result.like(y) if isinstance(result, QTensor) else y
-    return cast(Tensor, fill(result, masked, -math.inf))
+    if not isinstance(result, QTensor):
+        return y
+    return switched_off(result if result.is_rounded else result.like(y), off)
 
 
 def _add_float(input: Any, other: Any, *, alpha: float = 1) -> Any:

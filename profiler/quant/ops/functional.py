@@ -119,7 +119,7 @@ def overwrite(target: QTensor, result: Any) -> bool:
     with torch._C.DisableTorchFunction():  # an op of ours, not of the model: nobody who follows the model sees it
         target.plain.copy_(result.plain)
     target.scale, target.qdtype, target.ch_axis = result.scale, result.qdtype, result.ch_axis
-    target.is_rounded = result.is_rounded
+    target.is_rounded, target.has_off = result.is_rounded, result.has_off
     return True
 
 

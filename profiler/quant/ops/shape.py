@@ -121,7 +121,9 @@ def move(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     if not isinstance(moved, Tensor):  # x.type() without an argument asks for the name of the type
         return moved
     data = moved.to(source.plain.dtype)
-    return QTensor.wrap(data, source.scale.to(data.device), source.qdtype, source.ch_axis, source.is_rounded)
+    result = source.like(data)
+    result.scale = source.scale.to(data.device)
+    return result
 
 
 def _asks_for_integers(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

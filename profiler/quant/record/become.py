@@ -31,6 +31,7 @@ def become_quantized(target: Tensor, result: QTensor) -> None:
         target.__class__ = QTensor
         target.scale, target.qdtype = result.scale, result.qdtype  # type: ignore[attr-defined]
         target.ch_axis, target.is_rounded = result.ch_axis, result.is_rounded  # type: ignore[attr-defined]
+        target.has_off = result.has_off  # type: ignore[attr-defined]
 
 
 def _give_data(target: Tensor, data: Tensor) -> None:
