@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from profiler.errors import ConfigError, PrepareError, ProfilerError
+from profiler.errors import ConfigError, ModelError, PrepareError, ProfilerError
 from profiler.quant.batches import Batch, require_same_flags, take_batches
 from profiler.quant.calibrating import Tell, calibrate, run_forward
 from profiler.quant.eager.convert import convert
@@ -107,6 +107,8 @@ def quantize(
     if frontend not in FRONT_ENDS:
         raise ConfigError(f"quantize: frontend is {frontend!r}; use one of {', '.join(map(repr, FRONT_ENDS))}")
     chosen = parse_march(march) if march is not None else get_march() or March.BAYES
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"quantize: expected an nn.Module, got {type(model).__name__}; pass the model itself")
     require_usable_weights(model)
     taken = take_batches(batches, model, num_batches, batch_process_func)
     with march_set_to(chosen):

@@ -173,13 +173,13 @@ class BoundaryPlanner:
         makes_constant = isinstance(module, FunctionOp) and module.function in _MAKES_CONSTANTS
         touches_region = bool(kinds & _IN_REGION) and node.meta.get("kind") not in ("int", "other")
         touches_region = touches_region and not makes_constant
-        if touches_region or (spec is not None and spec.family is Family.GEMM):
+        begins_region = self.auto_stubs and spec is not None and spec.family is Family.TABLE
+        if touches_region or begins_region or (spec is not None and spec.family is Family.GEMM):
             name = op_name(str(node.target))
             requested = "None" if qconfig is None else qconfig.activation_dtype
             reason = _SHARED_MEMORY if _writes_shared(node) else node.meta.get("float_reason", "")
             reason = reason or _float_reason(module, spec, qconfig)
             self.plan.effects.append(QuantEffect(name, requested, "torch.float32", reason))
-        begins_region = self.auto_stubs and spec is not None and spec.family is Family.TABLE
         return Value.FLOAT if kinds & _IN_REGION or begins_region else Value.OUTSIDE
 
     def _quantize(self, source: fx.Node, user: fx.Node, qconfig: QConfig) -> fx.Node:
@@ -190,7 +190,7 @@ class BoundaryPlanner:
             if stub_qconfig is None:
                 return source
             stub = QuantStub()
-            stub.is_automatic = True
+            stub.is_automatic, stub.feeds_softmax = True, _only_feeds_softmax(self.root, source)
             place = (source.meta.get("path"), source.meta.get("call")) if "record" in source.meta else source
             name = self._names.get(place) or self._free_name(f"{source.name}_activation_post_process")
             if place not in self._names:
@@ -263,6 +263,21 @@ def _feeds_only_dequants(root: nn.Module, node: fx.Node) -> bool:
         if not isinstance(module, DeQuantStub) and not (keeps_scale and _feeds_only_dequants(root, user)):
             return False
     return True
+
+
+def _only_feeds_softmax(root: nn.Module, node: fx.Node, is_sum: bool = False) -> bool:
+    """Whether every reader of a value adds it to something that ends in a softmax."""
+
+    def leads_there(user: fx.Node) -> bool:
+        spec = spec_of_node(root, user) if user.op == "call_module" else None
+        if spec is None:
+            return False
+        if spec.name in ("softmax", "log_softmax"):
+            return is_sum
+        is_add = spec.name == "add"
+        return (is_add or spec.family is Family.SCALE_KEEPING) and _only_feeds_softmax(root, user, is_sum or is_add)
+
+    return bool(node.users) and all(leads_there(user) for user in node.users)
 
 
 def _qconfig(module: nn.Module) -> QConfig | None:
