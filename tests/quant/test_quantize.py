@@ -44,12 +44,11 @@ class Branching(Plain):
         return y + 1 if float(y.sum()) > -1e9 else y
 
 
-class Counting(Plain):
-    """A trace computes with the length it saw."""
+class Asking(Plain):
+    """Its code asks what a tensor is, which differs while it is traced."""
 
     def forward(self, x: Tensor, mask: Tensor | None = None, scale: float = 1.0) -> Tensor:
-        self.calls = getattr(self, "calls", 0) + 1
-        return super().forward(x) * (1.0 if torch.compiler.is_compiling() else 1.0) + self.step(x)
+        return super().forward(x) + self.step(x)
 
     def step(self, x: Tensor) -> Any:
         return torch.tensor(2.0) if type(x) is Tensor else torch.tensor(3.0)
@@ -93,7 +92,7 @@ def test_quantize_both_front_ends_give_equal_codes() -> None:
 
 
 def test_quantize_fx_of_what_cannot_be_traced_is_refused() -> None:
-    with pytest.raises(PrepareError, match="Branching.forward cannot be traced symbolically"):
+    with pytest.raises(PrepareError, match=r"Branching.forward cannot be traced symbolically"):
         quantize(Branching(), BATCHES, frontend="fx")
 
 
@@ -109,7 +108,7 @@ def test_quantize_batches_whose_flags_differ_are_recorded() -> None:
 
 
 def test_quantize_trace_that_computes_something_else_is_not_taken() -> None:
-    net = Counting().eval()
+    net = Asking().eval()
     reason = why_not_traced(net, [Batch((BATCHES[0],))])
     assert reason.startswith("its symbolic trace computes something else on batch 0: relative error")
     stages = quantize(net, BATCHES)
@@ -224,7 +223,7 @@ def test_quantize_errors_say_what_is_wrong(
 
 def test_quantize_exported_program_is_refused_with_what_to_pass() -> None:
     exported = torch.export.export(Plain().eval(), (BATCHES[0],)).module()
-    with pytest.raises(ModelError, match="it comes out of torch.export; pass the nn.Module that was exported"):
+    with pytest.raises(ModelError, match=r"it comes out of torch.export; pass the nn.Module that was exported"):
         quantize(exported, BATCHES)
 
 
