@@ -14,6 +14,7 @@ from profiler.quant.eager.running import FQN_ATTRIBUTE
 from profiler.quant.fake_quant import FakeQuantize
 from profiler.quant.fx.boundaries import Plan, has_quant_stub
 from profiler.quant.fx.planning import QconfigSource, plan_graph
+from profiler.quant.fx.wrapped import KEPT
 from profiler.quant.loading import match_bounds_after_load
 from profiler.quant.march import require_march
 from profiler.quant.modules import Identity, is_leaf
@@ -23,6 +24,7 @@ from profiler.quant.ops.gemm import Gemm
 from profiler.quant.ops.registry import Family, spec_of_module
 from profiler.quant.record.deferred import DeferredProduct
 from profiler.quant.record.hosting import hide_added, own_children
+from profiler.quant.record.outside import left_alone, modules_outside
 from profiler.quant.record.plan import RunPlan
 from profiler.quant.record.recorder import record_runs
 from profiler.quant.record.running import (
@@ -85,9 +87,10 @@ def record(
     hooked = {path: m for path, m in model.named_modules() if is_leaf(m) and has_hooks(m)}
     own = own_children(model)
     auto_stubs = not has_quant_stub(model)
-    plan, found = plan_graph(
-        model, graph, qconfigs, auto_stubs=auto_stubs, high_precision_outputs=high_precision_outputs
-    )
+    with left_alone([] if auto_stubs else modules_outside(model, graph)):
+        plan, found = plan_graph(
+            model, graph, qconfigs, auto_stubs=auto_stubs, high_precision_outputs=high_precision_outputs
+        )
     effects = list(dict.fromkeys(found))  # several runs say the same of an op
     _defer_products(model, graph)
     for path, module in hooked.items():
@@ -136,12 +139,12 @@ def _uncalled(model: nn.Module, run_plan: RunPlan) -> list[QuantEffect]:
 
 
 def _leave_taken_apart(model: nn.Module, graph: fx.Graph) -> None:
-    """A module whose parameters other code reads (`bn.forward(x)`, `F.conv2d(x, conv.weight)`) stays what it is."""
+    """A module whose code or parameters others use (`bn.forward(x)`, `F.conv2d(x, conv.weight)`) stays what it is."""
     called = {str(node.target) for node in graph.nodes if node.op == "call_module"}
     for node in graph.nodes:
-        owner = str(node.target).rpartition(".")[0] if node.op == "get_attr" else ""
+        owner = str(node.target).rpartition(".")[0] if node.op == "get_attr" else str(node.meta.get("forward_of"))
         if owner in called:
-            model.get_submodule(owner).__dict__["qconfig"] = None
+            model.get_submodule(owner).__dict__.update({"qconfig": None, KEPT: True})
 
 
 def _defer_products(model: nn.Module, graph: fx.Graph) -> None:
