@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from profiler.errors import ConfigError, UnsupportedOpError
 from profiler.quant.affine import QInfo, quantize
 from profiler.quant.fake_quant import FakeQuantize
+from profiler.quant.masks import (
+    OFF_BEFORE_SOFTMAX,
+    far_below,
+    has_far_entries,
+    is_additive_mask,
+    is_mask_scale,
+    switched_off,
+)
 from profiler.quant.modules import QuantOp, adopt, place_like, quantized_output
 from profiler.quant.observers import FixedScaleObserver
 from profiler.quant.ops.registry import Family, OpSpec, register
@@ -29,6 +38,7 @@ class QuantStub(QuantOp):
     """
 
     is_automatic = False  # put in by prepare_qat_fx, which cannot tell a mask or a number from float values
+    feeds_softmax = False  # only sums that a softmax reads: entries far below the others are switched off
 
     def __init__(
         self, scale: float | None = None, zero_point: int | None = None, qconfig: QConfig | None = None
@@ -62,6 +72,7 @@ class FakeQuantStub(QuantStub):
     """QuantStub that fake-quantizes."""
 
     activation_post_process: FakeQuantize
+    has_mask: Tensor
 
     def forward(self, x: Any) -> Any:
         """Fake-quantized input as a QTensor; a quantized one passes and gives the stub its scale.
@@ -78,7 +89,22 @@ class FakeQuantStub(QuantStub):
             return x
         if not x.is_floating_point():
             raise UnsupportedOpError(f"a QuantStub got {x.dtype}; only float tensors are quantized, remove this stub")
-        return quantized_output(x, self.activation_post_process)
+        return self._with_mask(x) if self.feeds_softmax else quantized_output(x, self.activation_post_process)
+
+    def _with_mask(self, x: Tensor) -> Tensor:
+        """A tensor that may hold a mask, alone or with other numbers, as softmax will see it."""
+        fake_quant = self.activation_post_process
+        if fake_quant.is_observer_on and has_far_entries(x.detach()):
+            self.has_mask.fill_(True)
+        if not self.has_mask:
+            return quantized_output(x, fake_quant)
+        off = x <= OFF_BEFORE_SOFTMAX
+        if is_mask_scale(fake_quant.scale) or is_additive_mask(far_below(x.detach(), off)):
+            return quantized_output(far_below(x, off), fake_quant)
+        result = quantized_output(torch.where(off, 0.0, x), fake_quant)
+        if not isinstance(result, QTensor):
+            return x
+        return switched_off(result if result.is_rounded else result.like(x), off)
 
     def _take_scale_of(self, x: QTensor) -> None:
         fake_quant = self.activation_post_process
@@ -92,6 +118,7 @@ class FakeQuantStub(QuantStub):
         module._modules.pop("activation_post_process")
         module.register_buffer("out_scale", self.activation_post_process.tensor_scale.detach().clone())
         module.out_info = self.activation_post_process.info
+        module.takes_mask = self.feeds_softmax and bool(module._buffers.pop("has_mask"))
         return module
 
     def _get_name(self) -> str:
@@ -103,6 +130,7 @@ class IntegerQuantStub(QuantStub):
 
     out_scale: Tensor
     out_info: QInfo
+    takes_mask = False
 
     @property
     def out_dtype(self) -> str:
@@ -113,7 +141,12 @@ class IntegerQuantStub(QuantStub):
         """Codes of the input."""
         if isinstance(x, QTensor) or (self.is_automatic and not (isinstance(x, Tensor) and x.is_floating_point())):
             return x
-        return QTensor.wrap(quantize(x, self.out_scale, self.out_info), self.out_scale, self.out_dtype)
+        if not self.takes_mask:
+            return QTensor.wrap(quantize(x, self.out_scale, self.out_info), self.out_scale, self.out_dtype)
+        off, is_mask = x <= OFF_BEFORE_SOFTMAX, is_mask_scale(self.out_scale)
+        kept = far_below(x, off) if is_mask else torch.where(off, 0.0, x)
+        result = QTensor.wrap(quantize(kept, self.out_scale, self.out_info), self.out_scale, self.out_dtype)
+        return result if is_mask else switched_off(result, off)
 
     def extra_repr(self) -> str:
         return f"scale={float(self.out_scale):.8g}, dtype={self.out_dtype}"
@@ -132,6 +165,10 @@ def _make_quant_stub(module: Any, qconfig: QConfig) -> nn.Module:
         dtype = qconfig.activation_dtype
         factory = FakeQuantize.with_args(observer=FixedScaleObserver, scale=scale, dtype=dtype)
     stub.activation_post_process = place_like(factory(), module)
+    if stub.feeds_softmax:
+        stub.register_buffer(
+            "has_mask", torch.zeros((), dtype=torch.bool, device=stub.activation_post_process.scale.device)
+        )
     return stub
 
 

@@ -14,13 +14,15 @@ from profiler.quant import (
     MinMaxObserver,
     MSEObserver,
     QTensor,
+    QuantStub,
+    convert,
     default_calib_8bit_fake_quant_qconfig,
     quantize,
 )
 from profiler.quant.masks import MASK_SCALE, is_additive_mask, is_mask_scale, masked_elements
 from profiler.quant.observers import HistogramObserver, KLObserver, PercentileObserver
 from tests.quant.onnx_check import assert_equals_onnx
-from tests.quant.op_forms import assert_codes_equal, codes, on_grid, quantized
+from tests.quant.op_forms import assert_codes_equal, codes, forms_of, on_grid, quantized
 from tests.quant.ops.arithmetic_cases import S, distance, function_forms, rounded
 
 LEAST = torch.finfo(torch.float32).min
@@ -217,3 +219,78 @@ def test_sums_keep_what_is_off_in_every_state() -> None:
 
 def first_codes(x: torch.Tensor, scale: float) -> QTensor:
     return quantized(torch.round(x / scale).to(torch.int8), scale)
+
+
+class Windows(Attention):
+    """Adds a mask of -100, as attention in windows does, or a float input that holds bias and mask together."""
+
+    def __init__(self, reads_softmax: bool = True) -> None:
+        super().__init__(-100.0, is_causal=True)
+        self.reads_softmax = reads_softmax
+
+    def forward(self, x: torch.Tensor, biases: torch.Tensor) -> torch.Tensor:
+        scores = (self.q(x) @ self.k(x).transpose(1, 2)).view(2, 2, 10, 10)
+        scores = (scores + self.causal[None, None]).view(4, 10, 10) + biases.unsqueeze(0)
+        shares = scores.softmax(-1) if self.reads_softmax else scores
+        out: torch.Tensor = self.o(shares @ self.v(x))
+        return out
+
+
+def biases(off: float, seed: int = 0) -> torch.Tensor:
+    values = torch.randn(10, 10, generator=torch.Generator().manual_seed(seed))
+    return torch.where((torch.arange(10) % 4 == 1) & ~torch.eye(10, dtype=torch.bool), off, values)
+
+
+@pytest.mark.parametrize("frontend", ["fx", "record"])
+@pytest.mark.parametrize("off", [-100.0, -1e9, LEAST, 0.5])
+@pytest.mark.parametrize("qconfig", [None, default_calib_8bit_fake_quant_qconfig])
+def test_far_entries_before_a_softmax_leave_the_scores_their_resolution(
+    frontend: str, off: float, qconfig: object
+) -> None:
+    torch.manual_seed(0)
+    model = Windows().eval()
+    given = [(batch(i)[0], biases(off, i)) for i in range(4)]
+
+    stages = quantize(model, given[:3], frontend=frontend, qconfig=qconfig)
+
+    with torch.no_grad():
+        expected, calib, integer = (m(*given[3]) for m in (model, stages.calib, stages.quantized))
+    assert distance(calib, expected) < 0.05, "0.2 where -100 sets the scale of the scores in int8"
+    assert distance(integer, calib) < 0.01
+    assert_equals_onnx(stages.quantized, *given[3])
+
+
+def test_far_entries_that_no_softmax_reads_are_data() -> None:
+    torch.manual_seed(0)
+    model = Windows(reads_softmax=False).eval()
+    given = [(batch(i)[0], biases(-100.0, i)) for i in range(3)]
+    stages = quantize(model, given)
+    with torch.no_grad():
+        assert distance(stages.quantized(*given[0]), model(*given[0])) < 0.05
+    assert not [m for m in stages.calib.modules() if getattr(m, "feeds_softmax", False)]
+
+
+def test_checkpoint_of_a_calibrated_model_knows_the_masks() -> None:
+    torch.manual_seed(0)
+    model = Windows().eval()
+    given = [(batch(i)[0], biases(-100.0, i)) for i in range(3)]
+    plain = [(x, torch.zeros_like(b)) for x, b in given]
+    stages, other = quantize(model, given), quantize(model, plain)
+    with torch.no_grad():
+        expected = stages.calib(*given[0])
+        assert not torch.equal(other.calib(*given[0]), expected)
+        other.calib.load_state_dict(stages.calib.state_dict())
+        assert torch.equal(other.calib(*given[0]), expected)
+        assert torch.equal(convert(other.calib)(*given[0]), stages.quantized(*given[0]))
+
+
+def test_stub_before_a_softmax_takes_data_without_a_gap_as_it_is() -> None:
+    stub = QuantStub()
+    stub.feeds_softmax = True
+    for values in ([-80.0, -40.0, 0.0], [0.0, -49.0, 2.0], [-30.0, -60.0]):
+        fake = forms_of(stub, 0.5)[0]
+        fake.train()
+        fake(torch.tensor(values))
+        assert not fake.has_mask
+    fake(torch.tensor([-50.0, -25.0, 3.0]))
+    assert fake.has_mask
