@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 from torch import nn
@@ -28,17 +27,22 @@ def hide_added(model: nn.Module, own: dict[str, tuple[str, ...]]) -> None:
     for path, names in own.items():
         module = model.get_submodule(path)
         may_get_more = not path or type(module) not in _PLAIN
-        if isinstance(module, _CONTAINERS) and (may_get_more or set(module._modules) - set(names)):
+        if may_get_more or set(module._modules) - set(names):
             module.__dict__[_OWN] = names
             module.__class__ = _hiding(type(module))
 
 
-@lru_cache(maxsize=256)
+_CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
+
+
 def _hiding(cls: type[nn.Module]) -> type[nn.Module]:
     """A class that reads as `cls` does, of its own children only; copies and pickles name `cls`."""
+    if cls in _CLASSES:
+        return _CLASSES[cls]
     reads = {name: _on_own(cls, name) for name in _READS if hasattr(cls, name)}
     names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
-    return type(cls.__name__, (cls,), {**reads, **names, "__reduce_ex__": _reduce})
+    _CLASSES[cls] = type(cls.__name__, (cls,), {**reads, **names, "__reduce_ex__": _reduce})
+    return _CLASSES[cls]
 
 
 def _on_own(cls: type[nn.Module], name: str) -> Any:

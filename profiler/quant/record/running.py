@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import _get_current_function_mode, _pop_mode, _push_mode
 from torch.utils._pytree import tree_map
 
 from profiler.errors import UnsupportedOpError
@@ -62,6 +63,7 @@ class RecordedDispatch(EagerDispatch):
         self.calls: Counter[str] = Counter()
         self.open: list[tuple[CallPlan, list[FakeQuantize]]] = []
         self._stubbed: list[Tensor] = []
+        self._is_paused = False
 
     @property
     def root(self) -> nn.Module:
@@ -99,6 +101,18 @@ class RecordedDispatch(EagerDispatch):
             args, kwargs = (args[0] if args else kwargs["input"],), {}
         result = run_generated(module, call, args, kwargs)
         return _written_back(target, result) if target is not None else result
+
+    def pause(self) -> None:
+        """An op begins: the functions that it calls are its own, and need not be looked at."""
+        if _get_current_function_mode() is self:  # type: ignore[no-untyped-call]
+            _pop_mode()  # type: ignore[no-untyped-call]
+            self._is_paused = True
+
+    def resume(self) -> None:
+        """The op ended, well or by an error."""
+        if self._is_paused:
+            self._is_paused = False
+            _push_mode(self)  # type: ignore[no-untyped-call]
 
     def next_plan(self, path: str) -> CallPlan:
         """Plan of the call of an op that begins now."""
@@ -265,6 +279,12 @@ def _cross(module: nn.Module, args: Any, kwargs: Any) -> Any:
     tracker = RUNNING.tracker
     if not isinstance(tracker, RecordedDispatch) or (len(tracker.frames) > 1 and tracker.frames[-2].is_op):
         return None
+    crossed = _crossed(tracker, module, args, kwargs)
+    tracker.pause()
+    return crossed
+
+
+def _crossed(tracker: RecordedDispatch, module: nn.Module, args: Any, kwargs: Any) -> Any:
     path = module.__dict__[FQN_ATTRIBUTE]
     plan = tracker.next_plan(path)
     tracker.open.append((plan, [] if plan.is_read else _muted(module)))
@@ -359,6 +379,7 @@ def _finish(module: nn.Module, args: Any, output: Any) -> Any:
         return None
     if len(tracker.frames) > 1 and tracker.frames[-2].is_op:
         return None
+    tracker.resume()
     plan, muted = tracker.open.pop()
     for fake_quant in muted:
         fake_quant.enable_observer()
