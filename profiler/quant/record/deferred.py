@@ -69,4 +69,6 @@ class DeferredProduct(Identity):
 
 def resolved(value: Any) -> Any:
     """A nest with the products that were put off computed."""
+    if isinstance(value, tuple) and not any(isinstance(v, (Deferred, tuple, list, dict)) for v in value):
+        return value  # most calls; what comes now takes longer than a small op
     return tree_map(lambda v: v.resolve() if isinstance(v, Deferred) else v, value)
