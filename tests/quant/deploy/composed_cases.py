@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.quant.deploy.functions import ints, rand
 
 X, ROW, CODES = rand(2, 4, 6, 6), rand(3, 5), ints(2, 4, 6, 6)
 CODES16 = ints(2, 4, 6, 6, low=-30000, high=30000, dtype=torch.int16)
+BAGS = ints(4, 5, low=0, high=3, dtype=torch.int64)
 BOUNDARIES = torch.tensor([-1.0, 0.0, 0.5])
 COMPOSED: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
     "bilinear": (nn.Bilinear(6, 5, 3), (X[:, :, 0], rand(2, 4, 5))),
@@ -38,6 +41,15 @@ COMPOSED: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
     "searchsorted_rows": (lambda x: torch.searchsorted(x.sort(-1)[0], x.flip(0), side="right"), (ROW,)),
     **{f"scatter_{r}": (lambda x, r=r: x.scatter_reduce(1, ints(3, 4, low=0, high=5).long(), x * 2, r), (ROW,))
        for r in ("sum", "prod", "amax", "amin")},
+    **{f"embedding_bag_{mode}": (partial(F.embedding_bag, weight=ROW, mode=mode), (BAGS,))
+       for mode in ("sum", "mean")},
+    "embedding_bag_module": (nn.EmbeddingBag(3, 6), (BAGS,)),
+    "embedding_bag_offsets": (partial(F.embedding_bag, weight=ROW, offsets=torch.tensor([0, 3, 3, 5])),
+                              (ints(9, low=0, high=3, dtype=torch.int64),)),
+    "embedding_bag_last_offset": (
+        partial(F.embedding_bag, weight=ROW, offsets=torch.tensor([0, 3, 9]), include_last_offset=True),
+        (ints(9, low=0, high=3, dtype=torch.int64),),
+    ),
     "scalars": (lambda x: torch.ops.aten.div.Scalar(torch.ops.aten.sub.Scalar(x, 0.5), 3.0), (X,)),
     "isclose": (lambda x, y: torch.isclose(x, y), (X, X + (X > 0))),
 }  # fmt: skip

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from profiler.errors import UnsupportedOpError
 from profiler.quant.deploy.emitters import Emission, broadcast, emits, known, shape_of
 from profiler.quant.deploy.graph import Value, constant
 
@@ -22,6 +23,32 @@ def index_select(g: Emission, x: Value, dim: int, index: Value) -> Value:
 def embedding(g: Emission, weight: Value, indices: Value, *_: Any) -> Value:
     """Rows of a table."""
     return g.gather(weight, g.cast(indices, torch.int64), 0)
+
+
+@emits("_embedding_bag.default", "_embedding_bag_forward_only.default")
+def embedding_bag(
+    g: Emission, weight: Value, indices: Value, offsets: Value, scale_grad: bool = False, mode: int = 0, *rest: Any
+) -> tuple[Value | None, ...]:
+    """Sums or means of rows of a table: a matrix of ones or shares times the rows. Only the first result.
+
+    Raises:
+        UnsupportedOpError: the largest values, weights of samples, a padding index, or offsets that are no constants.
+    """
+    weights, includes_last, padding = (*rest, *(False, None, False, -1)[len(rest) :])[1:]
+    if mode == 2 or weights is not None or padding >= 0:
+        raise UnsupportedOpError(
+            "embedding_bag with mode='max', per_sample_weights or padding_idx has no ONNX form; use nn.Embedding "
+            "and a sum"
+        )
+    bounds, num_rows = known(offsets, "offsets of embedding_bag").to(torch.int64), shape_of(indices)[0]
+    ends = bounds[1:] if includes_last else torch.cat([bounds[1:], bounds.new_tensor([num_rows])])
+    starts = bounds[: len(ends)]
+    places = torch.arange(num_rows)
+    shares = ((places >= starts[:, None]) & (places < ends[:, None])).to(weight.dtype)
+    if mode == 1:
+        shares = shares / (ends - starts).clamp_min(1)[:, None].to(weight.dtype)
+    rows = g.gather(weight, g.cast(indices, torch.int64), 0)
+    return g.node("MatMul", constant(shares), rows), None, None, None
 
 
 @emits("gather.default")
