@@ -70,7 +70,18 @@ def _squeeze_in_place(net: Parts, x: Tensor) -> Tensor:
     return net.other(y)
 
 
+def _constant_is_added(net: Parts, x: Tensor) -> Tensor:
+    return net.conv(x) + torch.ones(8) + net.other(x)
+
+
+def _cast_to_the_type_of_another(net: Parts, x: Tensor) -> Tensor:
+    y = net.conv(x)
+    return torch.cat([torch.softmax(y.float(), -1).type_as(y), y.double().float()], 1)
+
+
 NETS = [
+    _constant_is_added,
+    _cast_to_the_type_of_another,
     _second_name_is_called,
     _fused_under_second_names,
     _unread_call_of_a_norm,
@@ -96,3 +107,42 @@ def test_net_by_fx_and_record_is_the_same(run: Callable[[Parts, Tensor], Tensor]
     for batch in batches:
         assert same_bits(traced(batch), recorded(batch))
         assert same_bits(convert_fx(traced)(batch), convert(recorded)(batch))
+
+
+class Pair:
+    """A result class of the user's."""
+
+    def __init__(self, first: Tensor, second: Tensor) -> None:
+        self.first, self.second = first, second
+
+
+class Keeps(nn.Module):
+    """Returns a convolution's result and what a norm makes of it, in an object."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn, self.act = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Pair:
+        y = self.conv(x)
+        return Pair(y, self.act(self.bn(y)))
+
+
+class CallsForward(Keeps):
+    """Calls modules, and later their `forward` alone."""
+
+    def forward(self, x: Tensor) -> Pair:
+        y = self.act(self.bn(self.conv(x)))
+        return Pair(self.bn.forward(y - 0.5), self.act.forward(self.conv.forward(x)))
+
+
+@pytest.mark.parametrize("cls", [Keeps, CallsForward])
+def test_recorded_net_fuses_nothing_that_is_kept_or_called_by_its_forward(cls: type[Keeps]) -> None:
+    net, batches = make(cls), images()
+    qconfigs = from_dicts({"": default_calib_8bit_fake_quant_qconfig})
+    prepared = calibrate(prepare_recorded(net, [((batch,), {}) for batch in batches], qconfigs).eval(), batches)
+    for model in (prepared, convert(prepared)):
+        for batch in batches:
+            result, expected = model(batch), net(batch)
+            for x, y in ((expected.first, result.first), (expected.second, result.second)):
+                assert float((y - x).norm()) < 0.05 * float(x.norm())

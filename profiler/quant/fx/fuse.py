@@ -136,8 +136,14 @@ def _is_add(module: nn.Module, node: fx.Node) -> bool:
     if len(node.kwargs) or len(_operands(module, node)) != 2:
         return False
     operands = _operands(module, node)
-    are_activations = all(isinstance(o, fx.Node) and o.op != "get_attr" for o in operands)
-    return are_activations and operands[0] is not operands[1]
+    return all(_is_activation(o) for o in operands) and operands[0] is not operands[1]
+
+
+def _is_activation(operand: Any) -> bool:
+    """Whether an operand of an add is computed from activations: no constant, nor what is made from shapes alone."""
+    if not isinstance(operand, fx.Node) or operand.op == "get_attr" or operand.meta.get("constant"):
+        return False
+    return operand.op != "call_function" or operand.meta.get("function") in ("getitem", "getattr", "values")
 
 
 def _operands(module: nn.Module, node: fx.Node) -> tuple[Any, ...]:

@@ -23,6 +23,7 @@ _SHAPE = (
 ).split()
 _POOL = "max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d".split()
 _POOL_INDICES = [f"{name}_with_indices" for name in _POOL]
+_CASTS = "to type float half double type_as".split()
 _DROPOUT = "dropout dropout2d feature_dropout alpha_dropout".split()
 
 
@@ -106,7 +107,7 @@ def _at_scale_of(target: QTensor, value: Any) -> Tensor:
     return fake_quantize(real, target.scale, target.info) if target.is_rounded else real
 
 
-@handles("to", "type", "float", "half", "double", "cpu", "cuda", "type_as")
+@handles(*_CASTS, "cpu", "cuda")
 def move(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Moving keeps the scale, and so does a change to another float dtype: a code stands for the same real value.
 
@@ -145,7 +146,7 @@ def _source(args: tuple[Any, ...], kwargs: dict[str, Any]) -> QTensor | None:
 
 
 SHAPE = register(
-    OpSpec("shape", Family.SCALE_KEEPING, functions=(*_SHAPE, "setitem", "to", "type", "float", "cpu", "cuda"),
+    OpSpec("shape", Family.SCALE_KEEPING, functions=(*_SHAPE, "setitem", *_CASTS, "cpu", "cuda"),
            modules=(nn.Flatten, nn.Unflatten, nn.Identity),
            note="reshape, permute, slice, split, ...")
 )  # fmt: skip

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from profiler.errors import UnsupportedOpError
 from profiler.quant.qtensor import QTensor, user_line
+from profiler.quant.record.deferred import Deferred
 
 
 def become_float(target: QTensor, values: Tensor | None = None) -> None:
@@ -32,6 +35,19 @@ def become_quantized(target: Tensor, result: QTensor) -> None:
         target.scale, target.qdtype = result.scale, result.qdtype  # type: ignore[attr-defined]
         target.ch_axis, target.is_rounded = result.ch_axis, result.is_rounded  # type: ignore[attr-defined]
         target.has_off = result.has_off  # type: ignore[attr-defined]
+
+
+def written_back(target: Tensor, result: Any) -> Any:
+    """After an in-place function: every name of its target sees the result."""
+    if isinstance(target, Deferred):
+        target.value = result
+    elif isinstance(result, QTensor) and not isinstance(target, QTensor) and target is not result:
+        become_quantized(target, result)
+        return target
+    elif isinstance(target, QTensor) and isinstance(result, Tensor) and not isinstance(result, QTensor):
+        become_float(target, result)
+        return target
+    return result
 
 
 def _give_data(target: Tensor, data: Tensor) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 import operator
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import torch
@@ -68,10 +70,22 @@ class RunRecorder(CallTracker):
             self._add_input(name, value)
         with _hooked(self), torch.no_grad(), self._hidden, self:
             result = self.model(*args, **kwargs)
-        node = self.graph.call_function(_returned, (self._as_nodes(result),))
+        returned = self._as_nodes(result)
+        kept = self._kept_besides(returned)
+        node = self.graph.call_function(_returned, ((returned, kept) if kept else returned,))
         node.meta.update(scope="", run=self.num_runs, function="dir", kind="other", record=self.record)
         self._mark_shared_memory()
         return node
+
+    def _kept_besides(self, returned: Any) -> tuple[fx.Node, ...]:
+        """Nodes of tensors that outlive the forward otherwise: in objects that it returns, in attributes, in lists."""
+        known: set[fx.Node] = set()
+        fx.node.map_arg(returned, known.add)
+        with torch._C.DisableTorchFunction():
+            live = list(self._nodes)
+            bases = {id(t._base) for t in live}  # what only views keep has those as readers
+            alive = {self._nodes[t] for t in live if id(t) not in bases}
+        return tuple(n for n in self.graph.nodes if n in alive - known and n.op != "placeholder")
 
     def call_function(self, call: FunctionCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a function that a module's own code called, and write it down."""
@@ -90,11 +104,24 @@ class RunRecorder(CallTracker):
         path = join(scope, call.attribute)
         node = self._add("call_function", call.func, given, path, scope)
         node.meta.update(function=call.name, k=call.k)
+        node.meta.update(self._forward_called(call.module))
         written = args[0] if result is None and sources and isinstance(args[0], Tensor) else result
         self._give(node, written)
         if shared:
             self._writes.append((node, shared))
         return result
+
+    def _forward_called(self, caller: nn.Module) -> dict[str, str]:
+        """The op module whose `forward` the running code called by itself (`bn.forward(x)`), if there is one."""
+        frame: FrameType | None = sys._getframe(2)
+        while frame is not None:
+            owner = frame.f_locals.get("self") if frame.f_code.co_name == "forward" else None
+            if owner is caller:
+                break
+            if isinstance(owner, nn.Module) and id(owner) in self._paths and is_leaf(owner):
+                return {"forward_of": self._paths[id(owner)]}
+            frame = frame.f_back
+        return {}
 
     def read_fact(self, func: Callable[..., Any], args: tuple[Any, ...]) -> None:
         """The code read a fact (shape, dtype, a value) of an activation: its op has a reader."""

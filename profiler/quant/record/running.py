@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter, OrderedDict, defaultdict
+from collections import Counter
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
@@ -27,9 +27,10 @@ from profiler.quant.ops.gemm import Gemm
 from profiler.quant.ops.registry import Family, OpSpec, spec_of_class, spec_of_function
 from profiler.quant.qconfig import QConfig
 from profiler.quant.qtensor import QTensor, first_qtensor, has_handler, to_float
-from profiler.quant.record.become import become_float, become_quantized
+from profiler.quant.record.become import become_float, written_back
 from profiler.quant.record.deferred import Deferred, DeferredProduct, resolved
 from profiler.quant.record.plan import CallPlan, RunPlan
+from profiler.quant.record.results import plain_result
 from profiler.quant.states import join_state, named_fake_quants
 from profiler.quant.stubs import FakeQuantStub, QuantStub
 from profiler.quant.swap import EFFECTS_ATTRIBUTE, QuantEffect, fake_quant_form
@@ -100,7 +101,7 @@ class RecordedDispatch(EagerDispatch):
         if call.name in WEIGHTED_FUNCTIONS:  # its weights are the module's
             args, kwargs = (args[0] if args else kwargs["input"],), {}
         result = run_generated(module, call, args, kwargs)
-        return _written_back(target, result) if target is not None else result
+        return written_back(target, result) if target is not None else result
 
     def pause(self) -> None:
         """An op begins: the functions that it calls are its own, and need not be looked at."""
@@ -252,29 +253,6 @@ def finish_forward(root: nn.Module, args: Any, output: Any) -> Any:
     return None
 
 
-def plain_result(value: Any) -> Any:
-    """A result with real values in the place of quantized ones; in objects of the user's classes too."""
-    if isinstance(value, Deferred):
-        return value.resolve()
-    if isinstance(value, Tensor):
-        return value.dequantize() if isinstance(value, QTensor) else value
-    if isinstance(value, dict) and type(value) not in (dict, OrderedDict, defaultdict):  # a class of the user's
-        for key, item in list(value.items()):
-            if first_qtensor(item) is not None:
-                value[key] = plain_result(item)
-    elif isinstance(value, (tuple, list, dict)):
-        return tree_map(lambda leaf: leaf if leaf is value else plain_result(leaf), value)
-    attributes = getattr(value, "__dict__", None)
-    if attributes is None or isinstance(value, (nn.Module, type)):
-        return value
-    for name, item in list(attributes.items()):
-        if isinstance(item, (Tensor, tuple, list, dict)):
-            plain = plain_result(item)
-            if first_qtensor(item) is not None:
-                object.__setattr__(value, name, plain)
-    return value
-
-
 def _cross(module: nn.Module, args: Any, kwargs: Any) -> Any:
     tracker = RUNNING.tracker
     if not isinstance(tracker, RecordedDispatch) or (len(tracker.frames) > 1 and tracker.frames[-2].is_op):
@@ -408,19 +386,6 @@ def _operands_of_fused_add(module: nn.Module, args: Any, kwargs: Any) -> Any:
             "this path; prepare with an example input that takes this path too"
         )
     return (given[own].operand, given[1 - own]), {}
-
-
-def _written_back(target: Tensor, result: Any) -> Any:
-    """After an in-place function: every name of its target sees the result."""
-    if isinstance(target, Deferred):
-        target.value = result
-    elif isinstance(result, QTensor) and not isinstance(target, QTensor) and target is not result:
-        become_quantized(target, result)
-        return target
-    elif isinstance(target, QTensor) and isinstance(result, Tensor) and not isinstance(result, QTensor):
-        become_float(target, result)
-        return target
-    return result
 
 
 def _version(value: Tensor) -> int:

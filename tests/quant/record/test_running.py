@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from profiler.quant import FakeQuantState, convert, default_qat_8bit_fake_quant_qconfig, set_fake_quantize
 from profiler.quant.record.deferred import DeferredProduct
 from profiler.quant.record.plan import CallPlan, RunPlan
-from profiler.quant.record.running import PLAN_ATTRIBUTE, plain_result
+from profiler.quant.record.results import plain_result
+from profiler.quant.record.running import PLAN_ATTRIBUTE
 from profiler.quant.states import named_fake_quants
 from tests.quant.record.stages import calibrated, prepared, reasons, relative_error, rows, run_of
 from tests.quant.stages import calibrate, run
