@@ -13,10 +13,10 @@ from torch import nn
 
 from benchmarks._nets import MobileNetShape, ResNetShape, settled
 from benchmarks.speed import BATCH, calibrated, interleaved
-from profiler.quant.batches import Batch
 from profiler.capture.lockstep import run_pair
 from profiler.capture.stage import Stage
 from profiler.quant import set_march
+from profiler.quant.batches import Batch
 
 REPEATS = 3
 
