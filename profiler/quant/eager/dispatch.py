@@ -11,6 +11,7 @@ from torch.overrides import _get_current_function_mode
 
 from profiler.errors import UnsupportedOpError
 from profiler.quant.calls import CallTracker, FunctionCall
+from profiler.quant.eager.aliases import Aliases
 from profiler.quant.eager.boundaries import FLOAT_RESULTS, float_function, has_boundary, has_float_result
 from profiler.quant.eager.running import FQN_ATTRIBUTE, RUNNING, fqn_of, running_module
 from profiler.quant.naming import is_reflected, join, op_name, parse_generated
@@ -31,6 +32,7 @@ from profiler.quant.swap import EFFECTS_ATTRIBUTE, QuantEffect, effect_of
 from profiler.quant.switches import add_cast
 
 name_modules_with(running_module)
+_NEW_SCALE = "x[i] = y may need a larger scale than that of x: runs in float between automatic boundaries"
 DISPATCH_ATTRIBUTE = "quant_dispatch"  # of the root of a model that another front end made
 
 
@@ -44,6 +46,7 @@ class EagerDispatch(CallTracker):
     def __init__(self, caller: FrameType) -> None:
         super().__init__()
         self.caller = caller
+        self.aliases = Aliases()
 
     def read(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Facts that depend on the dtype are those of the real values."""
@@ -55,13 +58,18 @@ class EagerDispatch(CallTracker):
         """Run one function, through its generated module where it makes values that need an own scale."""
         if first_qtensor([args, kwargs]) is None:
             return call.func(*args, **kwargs)
+        self.aliases.require_fresh([args, kwargs], overwrites=call.name == "setitem")
         module = call.module._modules.get(call.attribute)
+        if module is None and _needs_new_scale(call, args) and _is_prepared(call.module):
+            module = self._create(call, _NEW_SCALE)
         if module is None and _has_own_scale(call.name) and not _keeps_scale(call.name, args, kwargs):
             if _gives_float(call.module) and not _is_prepared(call.module):
                 return call.func(*to_float(args), **to_float(kwargs))
             module = self._create(call, "")
         if module is None:
-            return self._run_without_scale(call, args, kwargs)
+            result = self._run_without_scale(call, args, kwargs)
+            self.aliases.note(call.name, args, result)
+            return result
         return run_generated(module, call, args, kwargs)
 
     def _run_without_scale(self, call: FunctionCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -160,6 +168,7 @@ def _enter(module: nn.Module, args: Any) -> None:
         tracker = RUNNING.tracker = dispatch(sys._getframe(1))
         tracker.__enter__()  # type: ignore[no-untyped-call]
     tracker.enter(module)
+    tracker.aliases.require_fresh(args)
 
 
 def _leave(module: nn.Module, args: Any, output: Any) -> None:
@@ -201,6 +210,18 @@ def _keeps_scale(function: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     return spec is not None and keeps_scale(spec, args, kwargs)
 
 
+def _needs_new_scale(call: FunctionCall, args: tuple[Any, ...]) -> bool:
+    """Whether `x[i] = y` may write values that the scale of x does not reach."""
+    if call.name != "setitem" or not isinstance(args[0], QTensor) or _gives_float(call.module):
+        return False
+    value = args[2]
+    return value.scale is not args[0].scale if isinstance(value, QTensor) else not _is_zero(value)
+
+
+def _is_zero(value: Any) -> bool:
+    return isinstance(value, (int, float)) and value == 0
+
+
 def _is_prepared(module: nn.Module) -> bool:
     return isinstance(module.__dict__.get("qconfig"), QConfig)
 
@@ -238,7 +259,10 @@ def _write_back(call: FunctionCall, args: tuple[Any, ...], result: Any) -> None:
     target = args[0] if args else None
     if not isinstance(target, QTensor) or not is_in_place(call):
         return
-    if not overwrite(target, result) and is_method:
+    if overwrite(target, result):
+        if RUNNING.tracker is not None:
+            RUNNING.tracker.aliases.written(target, result, user_line())
+    elif is_method:
         raise UnsupportedOpError(
             f"{name} in {fqn_of(call.module)}, called at {user_line()}: the result does not fit "
             f"into the {target.qdtype} tensor it was called on; write x = x + y instead"

@@ -9,7 +9,7 @@ from typing import Any
 from torch import fx, nn
 
 # Results that share memory with their argument.
-_VIEWS = frozenset(
+VIEWS = frozenset(
     "view reshape flatten unflatten transpose permute movedim swapaxes squeeze unsqueeze expand expand_as getitem "
     "narrow select split chunk unbind detach data T mT t view_as diagonal unfold contiguous".split()
 )
@@ -73,6 +73,9 @@ def write_that_is_lost(graph: fx.Graph, root: nn.Module) -> tuple[fx.Node, str] 
             return node, f"{_name(node)} writes into out="
         source = shown.get(node.args[0]) if node.args and isinstance(node.args[0], fx.Node) else None
         writes = source is not None and _writes(node, root)
+        is_item = node.op in ("call_function", "call_method") and node.meta.get("function") == "setitem"
+        if source is not None and (writes or is_item) and source.owner.op == "get_attr":
+            return node, f"{_name(node)} writes into a tensor that the forward makes, or into a buffer"
         if source is not None and writes:
             for other, memory in shown.items():
                 if source.is_overlapped_by(memory) and any(order[user] > order[node] for user in other.users):
@@ -87,7 +90,7 @@ def _shown_by(node: fx.Node, source: _Memory | None, writes: bool) -> _Memory:
         return _Memory(node, node, {})
     if writes:
         return source
-    if node.op not in ("call_function", "call_method") or node.meta.get("function") not in _VIEWS:
+    if node.op not in ("call_function", "call_method") or node.meta.get("function") not in VIEWS:
         return _Memory(node, node, {})
     origin = node.args[0]
     is_part = node.meta["function"] == "getitem" and getattr(origin, "meta", {}).get("function") in _SPLITS
