@@ -141,14 +141,21 @@ def calibrated_stages(
     calib, used = _prepare(reference, batches, qconfig, frontend)
     calib.eval()
     if not any(True for _ in named_fake_quants(calib)):
-        raise PrepareError(
-            f"{type(model).__name__}: no op of this model has a quantized form, so there is nothing to quantize; "
-            "calib.quant_effects of prepare says why for each op"
-        )
+        raise PrepareError(_nothing_quantized(model, getattr(calib, EFFECTS_ATTRIBUTE)))
     tell("prepare", 1, 1)
     calibrate(calib, reference, batches, tell)
     notes = (f"{type(model).__name__} was in training mode: a copy in eval was used",) if model.training else ()
     return Calibrated(reference, calib, used, notes)
+
+
+def _nothing_quantized(model: nn.Module, effects: Sequence[QuantEffect]) -> str:
+    reasons = [f"{effect.op}: {effect.reason}" for effect in effects[1:] if effect.reason]
+    text = "; ".join(reasons[:5]) if reasons else "no op lies between its inputs and its outputs"
+    more = f"; and {len(reasons) - 5} more" if len(reasons) > 5 else ""
+    return (
+        f"{type(model).__name__}: no op of this model has a quantized form here, so there is nothing to quantize "
+        f"({text}{more}); give the ops a qconfig, or modules that docs/operators.md lists"
+    )
 
 
 def as_network(model: nn.Module) -> nn.Module:
@@ -234,7 +241,7 @@ def why_not_traced(model: nn.Module, batches: Sequence[Batch]) -> str:
             if difference:
                 return f"its symbolic trace computes something else on batch {index}: {difference}"
     except ProfilerError as error:
-        return str(error).partition("; use the eager")[0]
+        return str(error).partition("; record its runs")[0]
     except Exception as error:  # whatever generated code raises
         return f"its symbolic trace does not run: {type(error).__name__}: {error}"
     return ""
@@ -244,7 +251,7 @@ def _difference(model: nn.Module, network: nn.Module, batch: Batch) -> str:
     with torch.no_grad(), torch.random.fork_rng():
         expected = tensors_in(batch.run(model))
         given = batch.clone().positional(model)
-        found = tensors_in(network(*given))
+        found = tensors_in(network.forward(*given))
     if len(expected) != len(found):
         return f"{len(found)} tensors instead of {len(expected)}"
     errors = [_relative_error(a, b) for a, b in zip(expected, found, strict=True)]

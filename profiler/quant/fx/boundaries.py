@@ -24,6 +24,7 @@ _WITH_INDICES = frozenset("max min median topk sort cummax cummin kthvalue".spli
 
 # Functions that take the shape and dtype of their argument, not its values.
 _MAKES_CONSTANTS = frozenset("zeros_like ones_like full_like empty_like new_zeros new_ones new_full new_empty".split())
+TAKEN_APART = "quant_taken_apart"
 _SHARED_MEMORY = "it writes into memory that is read through another tensor: runs in float"
 
 
@@ -176,7 +177,8 @@ class BoundaryPlanner:
         begins_region = self.auto_stubs and spec is not None and spec.family is Family.TABLE
         if touches_region or begins_region or (spec is not None and spec.family is Family.GEMM):
             name = op_name(str(node.target))
-            requested = "None" if qconfig is None else qconfig.activation_dtype
+            asked_for = self._default if module.__dict__.get(TAKEN_APART) else qconfig
+            requested = "None" if asked_for is None else asked_for.activation_dtype
             reason = _SHARED_MEMORY if _writes_shared(node) else node.meta.get("float_reason", "")
             reason = reason or _float_reason(module, spec, qconfig)
             self.plan.effects.append(QuantEffect(name, requested, "torch.float32", reason))
@@ -325,6 +327,8 @@ def _is_float(node: fx.Node) -> bool:
 def _float_reason(module: nn.Module, spec: OpSpec | None, qconfig: QConfig | None) -> str:
     if module.__dict__.get(HYBRID_ATTRIBUTE):
         return "hybrid_dict: runs in float between automatic stubs"
+    if module.__dict__.get(TAKEN_APART):
+        return "other code reads its parameters, or calls its forward: it stays in float"
     if qconfig is None:
         return "qconfig is None"
     if spec is None and refusal_of(module):

@@ -8,14 +8,14 @@ from typing import Any
 
 from torch import fx, nn
 
-from profiler.quant.fx.boundaries import BoundaryPlanner, Plan, use_high_precision_outputs
+from profiler.quant.fx.boundaries import TAKEN_APART, BoundaryPlanner, Plan, use_high_precision_outputs
 from profiler.quant.fx.fallback import narrow_inputs_of_fused_adds
 from profiler.quant.fx.functions import functions_to_modules
 from profiler.quant.fx.fuse import fuse_graph
 from profiler.quant.fx.qconfigs import apply_hybrid_dict, apply_qconfig_dict
-from profiler.quant.fx.wrapped import prepare_wrapped
+from profiler.quant.fx.wrapped import KEPT, prepare_wrapped
 from profiler.quant.modules import is_leaf
-from profiler.quant.naming import join, op_name
+from profiler.quant.naming import NOT_OPS, join, op_name
 from profiler.quant.ops.registry import Family, spec_of_module
 from profiler.quant.qconfig import QConfig
 from profiler.quant.swap import QuantEffect, effect_of, fake_quant_form
@@ -55,6 +55,7 @@ def plan_graph(
         The plan; and what became of each op and of each entry of the qconfigs.
     """
     names = _second_names(model)
+    _leave_taken_apart(model, graph)
     functions_to_modules(model, graph)
     entries = qconfigs(model, graph)
     fuse_graph(model, graph)
@@ -69,6 +70,17 @@ def plan_graph(
     for parent, name, path in names:
         parent._modules[name] = model.get_submodule(path)
     return plan, effects
+
+
+def _leave_taken_apart(model: nn.Module, graph: fx.Graph) -> None:
+    """A module whose code or parameters others use (`bn.forward(x)`, `F.conv2d(x, conv.weight)`) stays what it is."""
+    called = {str(node.target) for node in graph.nodes if node.op == "call_module"}
+    for node in graph.nodes:
+        if node.op == "get_attr" and all(user.meta.get("function") in NOT_OPS for user in node.users):
+            continue  # only a shape or dtype of it is read
+        owner = str(node.target).rpartition(".")[0] if node.op == "get_attr" else str(node.meta.get("forward_of"))
+        if owner in called:
+            model.get_submodule(owner).__dict__.update({"qconfig": None, KEPT: True, TAKEN_APART: True})
 
 
 def _second_names(model: nn.Module) -> list[tuple[nn.Module, str, str]]:

@@ -184,8 +184,9 @@ def trace(
             reason = _describe(error)
             if not tracer.failed or tracer.failed in untraceable:
                 raise PrepareError(
-                    f"{type(model).__name__}.forward cannot be traced symbolically ({reason}); use the eager front "
-                    "end: put QuantStub and DeQuantStub into the model and call prepare_qat"
+                    f"{type(model).__name__}.forward cannot be traced symbolically ({reason}); record its runs "
+                    "(quantize with frontend='auto', or prepare with PrepareMethod.JIT), or use the eager front end: "
+                    "put QuantStub and DeQuantStub into the model and call prepare_qat"
                 ) from error
             untraceable[tracer.failed] = f"cannot be traced symbolically ({reason})"
             if not is_quiet:

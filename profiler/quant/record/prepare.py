@@ -14,7 +14,6 @@ from profiler.quant.eager.running import FQN_ATTRIBUTE
 from profiler.quant.fake_quant import FakeQuantize
 from profiler.quant.fx.boundaries import Plan, has_quant_stub
 from profiler.quant.fx.planning import QconfigSource, plan_graph
-from profiler.quant.fx.wrapped import KEPT
 from profiler.quant.loading import match_bounds_after_load
 from profiler.quant.march import require_march
 from profiler.quant.modules import Identity, is_leaf
@@ -83,7 +82,6 @@ def record(
     model = copy_model(model)
     use_plain_forwards(model)
     use_plain_weights(model)
-    _leave_taken_apart(model, graph)
     hooked = {path: m for path, m in model.named_modules() if is_leaf(m) and has_hooks(m)}
     own = own_children(model)
     auto_stubs = not has_quant_stub(model)
@@ -136,15 +134,6 @@ def _uncalled(model: nn.Module, run_plan: RunPlan) -> list[QuantEffect]:
             requested = module.__dict__["qconfig"].activation_dtype
             found.append(QuantEffect(path, requested, "torch.float32", UNCALLED))
     return found
-
-
-def _leave_taken_apart(model: nn.Module, graph: fx.Graph) -> None:
-    """A module whose code or parameters others use (`bn.forward(x)`, `F.conv2d(x, conv.weight)`) stays what it is."""
-    called = {str(node.target) for node in graph.nodes if node.op == "call_module"}
-    for node in graph.nodes:
-        owner = str(node.target).rpartition(".")[0] if node.op == "get_attr" else str(node.meta.get("forward_of"))
-        if owner in called:
-            model.get_submodule(owner).__dict__.update({"qconfig": None, KEPT: True})
 
 
 def _defer_products(model: nn.Module, graph: fx.Graph) -> None:

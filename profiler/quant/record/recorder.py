@@ -54,6 +54,7 @@ class RunRecorder(CallTracker):
         self._nodes = WeakTensorKeyDictionary()
         self._constants = WeakTensorKeyDictionary()
         self._attributes: dict[str, fx.Node] = {}
+        self._num_constants = 0
         self._calls: Counter[str] = Counter()
         self._runs: list[int] = []
         self._writes: list[tuple[fx.Node, list[fx.Node]]] = []
@@ -236,7 +237,8 @@ class RunRecorder(CallTracker):
         else:  # a constant that the code made, or the result of something that no torch function shows
             is_constant = tensor in self._constants
             node = self.graph.create_node("placeholder", "constant" if is_constant else "unknown")
-            node.meta.update(constant=is_constant, path=node.name, call=0)
+            self._num_constants += 1  # the same in every run that goes the same way
+            node.meta.update(constant=is_constant, path=f"constant {self._num_constants}", call=0)
             self._nodes[tensor] = node
         is_number = bool(node.meta.get("constant")) and tensor.dim() == 0
         node.meta.update(scope="", run=self._run(), record=self.record, kind="int" if is_number else _kind(tensor))
