@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from profiler.errors import UnsupportedOpError
-from profiler.quant.affine import quantize
+from profiler.quant.affine import qinfo, qint8, qint16, quantize
 from profiler.quant.ops.geometry import positions, sizes_of
 from profiler.quant.ops.registry import Family, OpSpec, register
 from profiler.quant.qtensor import QTensor, handles, to_float, user_line
@@ -48,7 +48,9 @@ def unfold(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, An
 
 @handles("pad", "constant_pad_nd")
 def pad(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Padding keeps the scale; a constant is rounded to a code of it and saturates, but for calibration.
+    """Padding keeps the scale; a constant is rounded to a code of it, but for calibration.
+
+    One that lies outside the int8 range makes the result int16 at the same scale; beyond the int16 range it saturates.
 
     Raises:
         UnsupportedOpError: an unknown mode.
@@ -60,7 +62,9 @@ def pad(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any])
     if not isinstance(source, QTensor):
         return func(*to_float(args), **to_float(kwargs))
     if mode == "constant":
-        return source.like(F.pad(source.plain, widths, "constant", _constant(source, bound.get("value") or 0)))
+        value = bound.get("value") or 0
+        source = _with_room_for(source, value)
+        return source.like(F.pad(source.plain, widths, "constant", _constant(source, value)))
     if mode not in _POSITIONS:
         raise UnsupportedOpError(f"pad with mode {mode!r} is not implemented for QTensor, at {user_line()}")
     x = source.plain
@@ -70,6 +74,23 @@ def pad(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any])
             places = _POSITIONS[mode](sizes_of(x)[dim], before, after)
             x = x.index_select(dim, positions(places, x))
     return source.like(x)
+
+
+def _with_room_for(source: QTensor, value: float) -> QTensor:
+    """The tensor as int16 at its scale where an int8 code cannot hold the value."""
+    if source.qdtype != qint8 or _fits(source, value):
+        return source
+    wide = source.like(source.plain.to(qinfo(qint16).torch_dtype) if source.holds_codes else source.plain)
+    wide.qdtype = qint16
+    return wide
+
+
+@not_traced
+def _fits(source: QTensor, value: float) -> bool:
+    if value == 0 or not (source.holds_codes or source.is_rounded):
+        return True
+    number = torch.tensor(float(value), device=source.scale.device)
+    return bool(quantize(number, source.scale, qinfo(qint16)) == quantize(number, source.scale, source.info))
 
 
 @not_traced
@@ -189,5 +210,5 @@ UNFOLD = register(
 PAD = register(
     OpSpec("pad", Family.SCALE_KEEPING, functions=("pad", "constant_pad_nd"),
            modules=tuple(getattr(nn, f"{kind}Pad{n}d") for kind in _PADS for n in (1, 2, 3)),
-           note="constant, reflect, replicate, circular; a constant is rounded to a code of the input's scale")
+           note="constant (int16 where int8 cannot hold it), reflect, replicate, circular")
 )  # fmt: skip

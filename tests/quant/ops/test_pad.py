@@ -7,9 +7,11 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
 from profiler.errors import UnsupportedOpError
+from profiler.quant import quantize
+from tests.quant.onnx_check import assert_equals_onnx
 from tests.quant.op_forms import codes, on_grid, quantized
 from tests.quant.ops.scale_keeping_cases import SCALE, Call, assert_front_ends_run, assert_moves_codes, in_calibration
 
@@ -40,13 +42,36 @@ def test_pad_negative_widths_crop() -> None:
     assert_moves_codes(lambda x: F.pad(x, (-1, 2, 1, -2)), (1, 2, 5, 6))
 
 
-@pytest.mark.parametrize(("value", "code"), [(0.9, 3), (0.95, 3), (1.06, 4), (-1e9, -128), (1e9, 127), (0.46, 2)])
-def test_pad_constant_is_rounded_to_a_code_and_saturates(value: float, code: int) -> None:
+@pytest.mark.parametrize(
+    ("value", "code"), [(0.9, 3), (0.95, 3), (1.06, 4), (0.46, 2), (150.0, 500), (-1e9, -32768), (1e9, 32767)]
+)
+def test_pad_constant_is_rounded_to_a_code_that_is_int16_where_int8_cannot_hold_it(value: float, code: int) -> None:
     x_q = codes((2, 3))
     for form in (quantized, on_grid):
         padded = F.pad(form(x_q, SCALE), (1, 0), value=value)
         assert padded.int_repr()[:, 0].tolist() == [code, code]
         assert torch.equal(padded.int_repr()[:, 1:], x_q)
+        assert padded.qdtype == ("qint8" if -128 <= code <= 127 else "qint16")
+
+
+class PadsLarge(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.b(F.pad(self.a(x), (1, 1, 1, 1), value=5.0))
+        return y
+
+
+def test_pad_constant_beyond_the_range_of_its_input_keeps_its_value_in_integers_and_file() -> None:
+    torch.manual_seed(1)
+    model, batches = PadsLarge().eval(), [torch.randn(2, 3, 8, 8) for _ in range(3)]
+    stages = quantize(model, batches, march="bayes")
+    with torch.no_grad():
+        expected, actual = model(batches[0]), stages.quantized(batches[0])
+    assert float((actual - expected).norm() / expected.norm()) < 0.02
+    assert_equals_onnx(stages.quantized, batches[0])
 
 
 def test_pad_constant_module_equals_function() -> None:
