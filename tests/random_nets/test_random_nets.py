@@ -29,6 +29,8 @@ from tests.random_nets.stages import (
 
 QUICK, HEAVY = range(50), range(50, 500)
 SEEDS = [*QUICK, *(pytest.param(seed, marks=pytest.mark.heavy) for seed in HEAVY)]
+# A function gets two weights in its two runs; nothing that is read has a quantized form.
+UNPREPARED = ("in different runs; give each weight a module of its own", "the model has no fake quants")
 # What the eager front end may refuse: it asks for a stub before each float operand, and for data that reaches every op.
 REFUSALS = {
     UnsupportedOpError: (
@@ -56,24 +58,10 @@ def a_net(seed: int, front_end: FrontEnd) -> Net:
     return random_net(seed, traceable=front_end.traceable, stubs=front_end.stubs)
 
 
-@pytest.mark.parametrize("seed", QUICK)
+@pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("front_end", [FX, RECORD], ids=lambda f: f.name)
 def test_random_net_goes_to_integers_and_stages_agree(front_end: FrontEnd, seed: int) -> None:
     check(a_net(seed, front_end), front_end)
-
-
-@pytest.mark.heavy
-@pytest.mark.parametrize("first", range(50, 500, 50))
-@pytest.mark.parametrize("front_end", [FX, RECORD], ids=lambda f: f.name)
-def test_random_nets_go_to_integers_but_for_few(front_end: FrontEnd, first: int) -> None:
-    """Known gaps: a leaf module that is also called by its `forward`; a residual add that two ways fuse differently."""
-    failed = []
-    for seed in range(first, first + 50):
-        try:
-            check(a_net(seed, front_end), front_end)
-        except AssertionError as error:
-            failed.append(f"{seed}: {str(error).splitlines()[0]}")
-    assert len(failed) <= 4, "\n".join(failed)
 
 
 def check(net: Net, front_end: FrontEnd) -> None:
@@ -83,7 +71,7 @@ def check(net: Net, front_end: FrontEnd) -> None:
         try:
             stages = all_stages(net, front_end)
         except PrepareError as error:
-            assert "in different runs; give each weight a module of its own" in str(error)  # noqa: PT017
+            assert any(kind in str(error) for kind in UNPREPARED)  # noqa: PT017
             return
         assert snapshot(net.model) == before
         assert_stages_agree(net, stages)
@@ -129,7 +117,12 @@ def test_random_net_by_fx_and_record_is_the_same(seed: int) -> None:
     """Every bit of scales, those of automatic stubs too, and of outputs."""
     net = a_net(seed, FX)
     with readable(net):
-        traced, recorded = all_stages(net, FX), all_stages(net, RECORD)
+        try:
+            traced = all_stages(net, FX)
+        except PrepareError as error:  # of what is read nothing has a quantized form; a record has the rest too
+            assert "the model has no fake quants" in str(error)  # noqa: PT017
+            return
+        recorded = all_stages(net, RECORD)
         scales, of_record = scales_of(traced.prepared), scales_of(recorded.prepared)
         # a recorded model also runs what nobody reads, a trace leaves it out
         assert scales == {name: of_record[name] for name in scales}

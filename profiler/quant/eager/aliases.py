@@ -22,6 +22,7 @@ class Aliases:
 
     def __init__(self) -> None:
         self._known: list[weakref.ref[QTensor]] = []
+        self._copied: list[tuple[weakref.ref[QTensor], weakref.ref[QTensor]]] = []
         self._has_stale = False
 
     def note(self, function: str, args: tuple[Any, ...], result: Any) -> None:
@@ -30,16 +31,38 @@ class Aliases:
             return
         place = _place(args[0])
         views = [t for t in tensors_in(result) if isinstance(t, QTensor) and t is not args[0] and _place(t) == place]
+        if function in ("view", "view_as") and not views and isinstance(result, QTensor):
+            self._copied.append((weakref.ref(args[0]), weakref.ref(result)))
         self._known += [weakref.ref(t) for t in ([args[0], *views] if views else [])]
+
+    def in_memory_of(self, target: QTensor) -> list[QTensor]:
+        """Other values of this forward that show the target's memory."""
+        place = _place(target) if self._known else None
+        live: dict[int, Any] = {id(t): t for ref in self._known if (t := ref()) is not None and t is not target}
+        return [t for t in live.values() if type(t) is QTensor and _place(t) == place]  # some became plain ones
+
+    def require_no_copy(self, target: QTensor) -> None:
+        """Refuse a write into codes that lie channels last and were copied for a view, or into that copy.
+
+        Raises:
+            UnsupportedOpError: the other of the two is still there.
+        """
+        for pair in self._copied:
+            both = [ref() for ref in pair]
+            if None not in both and any(t is target for t in both):
+                raise UnsupportedOpError(
+                    f"a view of quantized values, or what it is a view of, is overwritten at {user_line()} on a way "
+                    "that was not recorded; record and calibrate a batch that goes this way"
+                )
 
     def written(self, target: QTensor, result: Any, line: str) -> None:
         """A value got the codes and scale of a result: others in its memory now have a scale that is not theirs."""
         target.__dict__.pop(_STALE, None)
         if not self._known:
             return
-        place = result.__dict__[_WRITTEN_TO] = _place(target)
-        for other in (ref() for ref in self._known):
-            if other is not None and other is not target and other.scale is not target.scale and _place(other) == place:
+        result.__dict__[_WRITTEN_TO] = _place(target)
+        for other in self.in_memory_of(target):
+            if other.scale is not target.scale:
                 other.__dict__[_STALE] = line
                 self._has_stale = True
 

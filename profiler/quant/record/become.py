@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from profiler.errors import UnsupportedOpError
+from profiler.quant.affine import dequantize
 from profiler.quant.qtensor import QTensor, user_line
 from profiler.quant.record.deferred import Deferred
 
@@ -25,6 +26,24 @@ def become_float(target: QTensor, values: Tensor | None = None) -> None:
         if target.holds_codes or values is not None:
             _give_data(target, real)
         target.__class__ = Tensor  # type: ignore[assignment]
+
+
+def become_float_together(values: list[QTensor]) -> None:
+    """Make values that show one memory plain ones that still do.
+
+    Args:
+        values: views of one memory, all with the same scale, none per channel where they hold codes.
+    """
+    with torch._C.DisableTorchFunction():
+        first = values[0]
+        if first.holds_codes:
+            codes = first.plain
+            whole = codes.as_strided((codes.untyped_storage().nbytes() // codes.element_size(),), (1,), 0)
+            real = dequantize(whole, first.scale, -1)
+            for value in values:
+                _give_data(value, real.as_strided(value.size(), value.stride(), value.storage_offset()))
+        for value in values:
+            value.__class__ = Tensor  # type: ignore[assignment]
 
 
 def become_quantized(target: Tensor, result: QTensor) -> None:

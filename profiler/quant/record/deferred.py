@@ -6,9 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from profiler.errors import UnsupportedOpError
+from profiler.quant.eager.running import FQN_ATTRIBUTE
 from profiler.quant.modules import Identity
 from profiler.quant.ops.gemm import Gemm
 
@@ -72,3 +74,25 @@ def resolved(value: Any) -> Any:
     if isinstance(value, tuple) and not any(isinstance(v, (Deferred, tuple, list, dict)) for v in value):
         return value  # most calls; what comes now takes longer than a small op
     return tree_map(lambda v: v.resolve() if isinstance(v, Deferred) else v, value)
+
+
+def is_fused_add(module: Any) -> bool:
+    """Whether a module stands for an add and the weighted op before it."""
+    return isinstance(module, Gemm) and module.epilogue.has_add
+
+
+def is_fused_elsewhere(module: nn.Module | None, args: Any) -> bool:
+    """Whether a fused add is called without its product: on this path the add is an add."""
+    return is_fused_add(module) and not any(isinstance(a, Deferred) and a.fused is module for a in args)
+
+
+def operands_of_fused_add(module: nn.Module, args: Any, kwargs: Any) -> Any:
+    """(input of the weighted op, the other operand), whatever their order in the code."""
+    given = [*args, *kwargs.values()]
+    own = next((i for i, a in enumerate(given) if isinstance(a, Deferred) and a.fused is module), None)
+    if own is None or len(given) != 2:
+        raise UnsupportedOpError(
+            f"{module.__dict__[FQN_ATTRIBUTE]}: this add is fused with a weighted op, which did not run before it on "
+            "this path; prepare with an example input that takes this path too"
+        )
+    return (given[own].operand, given[1 - own]), {}

@@ -23,12 +23,18 @@ from profiler.quant.modules import Identity
 from profiler.quant.naming import join, op_name
 from profiler.quant.ops.constants import is_constant
 from profiler.quant.ops.functional import keeps_scale, spec_of_op, tensors_in
-from profiler.quant.ops.gemm import Gemm
 from profiler.quant.ops.registry import Family, OpSpec, spec_of_class, spec_of_function
 from profiler.quant.qconfig import QConfig
 from profiler.quant.qtensor import QTensor, first_qtensor, has_handler, to_float
-from profiler.quant.record.become import become_float, written_back
-from profiler.quant.record.deferred import Deferred, DeferredProduct, resolved
+from profiler.quant.record.become import become_float, become_float_together, written_back
+from profiler.quant.record.deferred import (
+    Deferred,
+    DeferredProduct,
+    is_fused_add,
+    is_fused_elsewhere,
+    operands_of_fused_add,
+    resolved,
+)
 from profiler.quant.record.plan import CallPlan, RunPlan
 from profiler.quant.record.results import plain_result
 from profiler.quant.states import join_state, named_fake_quants
@@ -80,14 +86,15 @@ class RecordedDispatch(EagerDispatch):
     def call_function(self, call: FunctionCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one function, through its module where it has one."""
         if call.name in _COPIES_DATA:
-            with torch._C.DisableTorchFunction():
-                args, kwargs = to_float(resolved(args)), to_float(resolved(kwargs))
-            return call.func(*args, **kwargs)
+            return _run_float(call, args, kwargs)
         module = call.module._modules.get(call.attribute)
+        path = join(call.module.__dict__.get(FQN_ATTRIBUTE, ""), call.attribute)
         target = args[0] if args and isinstance(args[0], Tensor) and is_in_place(call) else None
+        if isinstance(target, QTensor) and path not in self.plan.recorded and self._leaves_memory_float(target):
+            return _run_float(call, args, kwargs)
         if isinstance(module, Identity):  # fused away
             return module(args[0] if args else kwargs["input"])
-        if _is_fused_elsewhere(module, args):
+        if is_fused_elsewhere(module, args):
             module = None
         if module is None:
             args, kwargs = resolved(args), resolved(kwargs)
@@ -95,8 +102,9 @@ class RecordedDispatch(EagerDispatch):
                 return call.func(*args, **kwargs)
             module = self._late_module(call, args, kwargs)
         if module is None:
-            plan = self.next_plan(join(call.module.__dict__.get(FQN_ATTRIBUTE, ""), call.attribute))
+            plan = self.next_plan(path)
             result = self._run_plain(call, args, kwargs)
+            self.aliases.note(call.name, args, result)
             return to_float(result) if plan.gives_plain else result
         if call.name in WEIGHTED_FUNCTIONS:  # its weights are the module's
             args, kwargs = (args[0] if args else kwargs["input"],), {}
@@ -114,6 +122,14 @@ class RecordedDispatch(EagerDispatch):
         if self._is_paused:
             self._is_paused = False
             _push_mode(self)  # type: ignore[no-untyped-call]
+
+    def _leaves_memory_float(self, target: QTensor) -> bool:
+        """A write that no record had: where other names see it, they and it become real values."""
+        self.aliases.require_no_copy(target)
+        others = self.aliases.in_memory_of(target) if target.ch_axis < 0 else []
+        if others:
+            become_float_together([target, *others])
+        return bool(others)
 
     def next_plan(self, path: str) -> CallPlan:
         """Plan of the call of an op that begins now."""
@@ -151,7 +167,7 @@ class RecordedDispatch(EagerDispatch):
         super().__exit__(*args)  # type: ignore[no-untyped-call]
 
     def late_stub(self, path: str, number: int) -> str | None:
-        """Path of a stub for an argument that was quantized in the record and is not now; made while observing."""
+        """Path of a stub for an argument that was quantized in the record and is plain now; made while observing."""
         name = f"{path.replace('.', '_')}_input_{number}_activation_post_process"
         if name in self.root._modules:
             return name
@@ -202,9 +218,13 @@ class RecordedDispatch(EagerDispatch):
                 with torch._C.DisableTorchFunction():
                     return call.func(*args, **kwargs)
             become_float(args[0])
-        with torch._C.DisableTorchFunction():
-            args, kwargs = to_float(args), to_float(kwargs)
-        return call.func(*args, **kwargs)
+        return _run_float(call, args, kwargs)
+
+
+def _run_float(call: FunctionCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    with torch._C.DisableTorchFunction():
+        args, kwargs = to_float(resolved(args)), to_float(resolved(kwargs))
+    return call.func(*args, **kwargs)
 
 
 def _moves_or_drops(call: FunctionCall, spec: OpSpec | None) -> bool:
@@ -266,11 +286,10 @@ def _crossed(tracker: RecordedDispatch, module: nn.Module, args: Any, kwargs: An
     path = module.__dict__[FQN_ATTRIBUTE]
     plan = tracker.next_plan(path)
     tracker.open.append((plan, [] if plan.is_read else _muted(module)))
-    role = module.__dict__.get(ROLE_ATTRIBUTE, "quantized")
-    if role == "passes":
+    if (role := module.__dict__.get(ROLE_ATTRIBUTE, "quantized")) == "passes":
         return None
-    if _is_fused_add(module):
-        args, kwargs = _operands_of_fused_add(module, args, kwargs)
+    if is_fused_add(module):
+        args, kwargs = operands_of_fused_add(module, args, kwargs)
     args, kwargs = resolved(args), resolved(kwargs)
     if role == "keeps scale":
         return args, kwargs
@@ -365,27 +384,6 @@ def _finish(module: nn.Module, args: Any, output: Any) -> Any:
         fused = tracker.root.get_submodule(module.home)
         return Deferred.of(output, module.home, fused)  # type: ignore[arg-type]
     return to_float(output) if plan.gives_plain and output is not None else None
-
-
-def _is_fused_add(module: Any) -> bool:
-    return isinstance(module, Gemm) and module.epilogue.has_add
-
-
-def _is_fused_elsewhere(module: nn.Module | None, args: Any) -> bool:
-    """Whether a fused add is called without its product: on this path the add is an add."""
-    return _is_fused_add(module) and not any(isinstance(a, Deferred) and a.fused is module for a in args)
-
-
-def _operands_of_fused_add(module: nn.Module, args: Any, kwargs: Any) -> Any:
-    """(input of the weighted op, the other operand), whatever their order in the code."""
-    given = [*args, *kwargs.values()]
-    own = next((i for i, a in enumerate(given) if isinstance(a, Deferred) and a.fused is module), None)
-    if own is None or len(given) != 2:
-        raise UnsupportedOpError(
-            f"{module.__dict__[FQN_ATTRIBUTE]}: this add is fused with a weighted op, which did not run before it on "
-            "this path; prepare with an example input that takes this path too"
-        )
-    return (given[own].operand, given[1 - own]), {}
 
 
 def _version(value: Tensor) -> int:

@@ -117,3 +117,27 @@ def test_recorded_write_is_right_in_all_stages(write: Callable[[Tensor], Tensor]
     net, qconfigs = writes(write), from_dicts({"": default_calib_8bit_fake_quant_qconfig})
     prepared = prepare_recorded(net, [((batch,), {}) for batch in images()], qconfigs)
     assert_right(net, calibrate(prepared.eval(), images()))
+
+
+def _prepared_on_another_way(write: Callable[[Tensor], Tensor]) -> tuple[nn.Module, nn.Module]:
+    net = writes(lambda x: write(x) if x.shape[0] == 1 else x)
+    qconfigs = from_dicts({"": default_calib_8bit_fake_quant_qconfig})
+    prepared = prepare_recorded(net, [((images()[0],), {})], qconfigs)
+    return net, calibrate(prepared.eval(), [*images(), images()[0][:1]])
+
+
+@pytest.mark.parametrize("write", [*REFUSED[:2], *REFUSED[3:]], ids=lambda f: f.__name__.strip("_"))
+def test_recorded_write_on_another_way_than_the_recorded_is_right(write: Callable[[Tensor], Tensor]) -> None:
+    """Names in one memory become real values together, in a converted model too."""
+    net, prepared = _prepared_on_another_way(write)
+    with torch.no_grad():
+        x = images()[1][:1]
+        expected, fake, integer = net(x), prepared(x), convert(prepared)(x)
+    assert float((fake - expected).norm()) < 0.05 * float(expected.norm())
+    assert float((integer - fake).norm()) < 0.02 * float(expected.norm())
+
+
+def test_recorded_write_into_a_view_that_codes_cannot_be_is_refused() -> None:
+    _, prepared = _prepared_on_another_way(_flat_view_is_moved)
+    with pytest.raises(UnsupportedOpError, match=r"test_aliases.py.* on a way that was not recorded"):
+        convert(prepared)(images()[1][:1])
