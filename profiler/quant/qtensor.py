@@ -19,6 +19,7 @@ from profiler.quant.naming import NOT_OPS, canonical_function_name
 Handler = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 _HANDLERS: dict[str, Handler] = {}
 _MODULE_NAMES: list[Callable[[], str]] = []
+_STANDS_FOR_REAL = "quant_stands_for_real"
 _OWN_FRAMES = ("/torch/", "/profiler/quant/", "/profiler/capture/")
 # Reads that hand numbers to Python or numpy: they get real values, in a converted model too.
 _VALUE_READS = frozenset(
@@ -166,12 +167,25 @@ def to_float(value: Any) -> Any:
     return tree_map(lambda v: v.dequantize() if isinstance(v, QTensor) else v, value)
 
 
+def stand_for_real(codes: Tensor) -> Tensor:
+    """Mark plain weight codes: their facts, as a model's own code reads them, are those of real values."""
+    setattr(codes, _STANDS_FOR_REAL, True)
+    return codes
+
+
+def has_real_facts(x: Any) -> bool:
+    """Whether `real_fact` may answer otherwise than the memory: quantized values, and marked weight codes."""
+    if isinstance(x, QTensor):
+        return True
+    return isinstance(x, Tensor) and x.dtype is torch.int8 and getattr(x, _STANDS_FOR_REAL, False)
+
+
 def real_fact(x: Any, name: str) -> Any:
     """`x.dtype` or `x.is_floating_point()` as a model's own code means it: of real values, where x holds codes too.
 
     Not in `__torch_function__`: torch.compile compares these facts with those of the memory.
     """
-    holds_codes = isinstance(x, QTensor) and x.holds_codes
+    holds_codes = x.holds_codes if isinstance(x, QTensor) else has_real_facts(x)
     if name == "dtype":
         return torch.float32 if holds_codes else x.dtype
     return holds_codes or x.is_floating_point()

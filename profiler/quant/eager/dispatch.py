@@ -22,6 +22,7 @@ from profiler.quant.qtensor import (
     QTensor,
     first_qtensor,
     has_handler,
+    has_real_facts,
     name_modules_with,
     real_fact,
     to_float,
@@ -50,7 +51,7 @@ class EagerDispatch(CallTracker):
 
     def read(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Facts that depend on the dtype are those of the real values."""
-        if name in ("dtype", "is_floating_point") and args and isinstance(args[0], QTensor):
+        if name in ("dtype", "is_floating_point") and args and has_real_facts(args[0]):
             return real_fact(args[0], name)
         return func(*args, **kwargs)
 

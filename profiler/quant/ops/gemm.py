@@ -18,7 +18,7 @@ from profiler.quant.ops.epilogue import Epilogue, expands_to, in_accumulator_ste
 from profiler.quant.ops.fold import batch_norm_affine, fold_batch_norm
 from profiler.quant.ops.integer_run import FastPlan, Target, fast_plan, run
 from profiler.quant.qconfig import QConfig
-from profiler.quant.qtensor import QTensor, to_float, to_plain
+from profiler.quant.qtensor import QTensor, stand_for_real, to_float, to_plain
 from profiler.quant.requantize import carrier_dtype, requantize, warn_of_overflow
 from profiler.quant.tracing import not_traced
 
@@ -257,7 +257,7 @@ class IntegerGemm(Gemm):
         """Set weight codes `[C, ...]` with scale `[C]` and dtype, the float bias `[C]`, the output's quantization."""
         self._plans = _Plans()
         self.weight_dtype = weight_dtype
-        self.register_buffer("weight", codes)
+        self.register_buffer("weight", stand_for_real(codes))
         self.register_buffer("weight_scale", weight_scale.contiguous())
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
         self.register_buffer("out_scale", None if output is None else output.tensor_scale.detach().clone())
@@ -385,6 +385,12 @@ class IntegerGemm(Gemm):
         coarser = torch.maximum(self.weight_scale, least)
         real = self.rows(self.weight).double() * along_axis(self.weight_scale.double(), self.weight.dim(), 0)
         return self.from_rows(quantize(real, coarser.double(), qinfo(self.weight_dtype), 0)), coarser
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Move the module; moved codes are new tensors."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        stand_for_real(self.weight)
+        return self
 
     def _load_from_state_dict(self, *args: Any) -> None:
         """Load, and forget the plans that were made from the former weights."""
