@@ -74,10 +74,10 @@ def compile_model(
         jobs: accepted; the export runs in one thread.
         debug: keep the source line of each op in the file.
         extra_args: accepted and written into the file.
-        dynamic_batch: "auto": the size of axis 0 is free where recordings at several sizes prove that only sizes depend
-            on it and the file gives equal results at each, else a log line says why it is not; True: an error if it
-            cannot be; False: static. Names of inputs: these have a batch axis; otherwise the first input, and those
-            that are as long.
+        dynamic_batch: "auto": the size of axis 0 is free where only sizes depend on it and the file, checked at several
+            sizes (1 to 4, that of the example, twice it, and 67 or what a large model can run), gives equal results at
+            each, else a log line says why it is not; True: an error if it cannot be; False: static. Names of inputs:
+            these have a batch axis; otherwise the first input, and those that are as long.
 
     Returns:
         0 if the march can run all of it, else the number of problems (see check_model), each logged as a warning; the

@@ -167,6 +167,15 @@ def rebuild_output(spec: Any, tensors: Sequence[Any]) -> Any:
     return tuple(items) if kind == "tuple" else items
 
 
+def plain_values(spec: Any, name: str = "output") -> dict[str, Any]:
+    """Path of each leaf in the JSON form of an output, `output["n"][0]`: its value, or None for a tensor."""
+    ((kind, content),) = spec.items()
+    if kind in ("tensor", "value"):
+        return {name: content if kind == "value" else None}
+    items = content if kind == "dict" else list(enumerate(content))
+    return {path: leaf for key, item in items for path, leaf in plain_values(item, f"{name}[{key!r}]").items()}
+
+
 def on_cpu(value: Any) -> Any:
     """Copies of all tensors, contiguous, on the CPU and outside autograd."""
     return map_tensors(value, lambda t: t.detach().to("cpu").clone(memory_format=torch.contiguous_format))

@@ -85,6 +85,39 @@ def test_path_that_only_large_batches_take_keeps_the_batch_fixed() -> None:
         freed(lambda x: x * 2 if x.shape[0] > 6 else x * 3, rand(8, 4, 6))
 
 
+@pytest.mark.parametrize("size", [3, 8])
+def test_path_that_no_small_batch_takes_keeps_the_batch_fixed(size: int) -> None:
+    with pytest.raises(UnsupportedOpError, match=r"differs at (16|67)"):
+        freed(lambda x: x * 2 if x.shape[0] > 8 else x * 3, rand(size, 4, 6))
+    with pytest.raises(UnsupportedOpError, match="differs at 67"):
+        freed(lambda x: (x * 3)[: min(x.shape[0], 16)], rand(size, 4, 6))
+
+
+def test_python_number_that_depends_on_the_batch_keeps_it_fixed(tmp_path: Path, caplog: Any) -> None:
+    class Counted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = converted()
+
+        def forward(self, x: Tensor) -> Any:
+            return {"y": self.model(x)["logits"], "n": [x.shape[0], "same"]}
+
+    model, images = Counted().eval(), IMAGE[:1].expand(5, -1, -1, -1)
+    caplog.set_level(logging.INFO)
+
+    compile_model(model, images, tmp_path / "net.onnx")
+
+    assert load_compiled(tmp_path / "net.onnx")(images)["n"] == [5, "same"]
+    assert "output['n'][0] is a Python int that depends on the batch size" in caplog.text
+    with pytest.raises(UnsupportedOpError, match=r"output\['n'\]\[0\] is a Python int"):
+        compile_model(model, images, tmp_path / "net.onnx", dynamic_batch=True)
+
+
+def test_output_of_another_structure_keeps_the_batch_fixed() -> None:
+    with pytest.raises(UnsupportedOpError, match="another structure at batch size 1"):
+        freed(lambda x: {"y": x * 2, "names": ["row"] * x.shape[0]}, X)
+
+
 def test_reason_names_op_and_line() -> None:
     def forward(x: Tensor) -> Tensor:
         return x * 2 * x.shape[0] ** 0.5
