@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from torch import Tensor, nn
 
 from profiler.errors import ConfigError, ModelError, NotCalibratedError, StateError
-from profiler.quant.march import March, parse_march, require_march
+from profiler.quant.march import March, get_march, parse_march
 from profiler.quant.states import named_fake_quants
+
+_LOG = logging.getLogger(__name__)
 
 
 def integer_modules(model: nn.Module) -> dict[str, nn.Module]:
@@ -106,9 +110,13 @@ def parse_opt(opt: int | str) -> int:
 
 
 def target_march(march: March | str | None) -> March:
-    """The march given, or the one that is set.
+    """The march given, else the one that is set, else BAYES, which `quantize` takes then, too.
 
     Raises:
-        ConfigError: neither is there, or the name is unknown.
+        ConfigError: the name is unknown.
     """
-    return require_march() if march is None else parse_march(march)
+    if march is not None:
+        return parse_march(march)
+    if get_march() is None:
+        _LOG.info("no march is set: bayes is assumed")
+    return get_march() or March.BAYES

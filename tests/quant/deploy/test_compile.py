@@ -24,6 +24,7 @@ from profiler.quant import (
     default_calib_8bit_fake_quant_qconfig,
     default_calib_16bit_fake_quant_qconfig,
     prepare_qat_fx,
+    quantize,
     set_fake_quantize,
 )
 from profiler.quant.deploy.compile import compile_model, load_compiled
@@ -372,3 +373,13 @@ def test_article_flow_of_an_eager_model_with_in_place_activations(tmp_path: Path
     assert check_model(traced, IMAGE, advice=1) == 0
     assert compile_model(traced, [IMAGE], opt=0, hbm=str(tmp_path / "model.hbm")) == 0
     assert torch.equal(load_compiled(tmp_path / "model.hbm")(BATCHES[1]), model(BATCHES[1]))
+
+
+def test_compile_after_quantize_needs_no_march(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("profiler.quant.march._current", None)
+    x = torch.randn(2, 8)
+    stages = quantize(nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2)).eval(), [x])
+
+    assert compile_model(stages.quantized, [x], hbm=str(tmp_path / "net.onnx")) == 0
+    with torch.no_grad():
+        assert torch.equal(load_compiled(tmp_path / "net.onnx")(x), stages.quantized(x))
