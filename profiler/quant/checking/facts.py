@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from profiler.quant.fake_quant import FakeQuantize
-from profiler.quant.ops.functional import spec_of_op
-from profiler.quant.ops.registry import Family, OpSpec, spec_of_class, spec_of_function
+from profiler.quant.ops.functional import spec_of_form
+from profiler.quant.ops.registry import Family, OpSpec, spec_of_function
 from profiler.quant.qtensor import QTensor
 from profiler.quant.switches import FakeCast
 
@@ -90,10 +90,7 @@ def spec_of_call(module: nn.Module | None, op_name: str, method: str) -> OpSpec 
     """Operator behind an op call of any stage, or None where it has no quantized form."""
     if module is None:
         return spec_of_function(op_name.rpartition(".")[2].rpartition("_")[0])
-    spec = spec_of_op(module, method)
-    # fake-quant and integer forms extend the float class that they stand for, or name it
-    cls = getattr(module, "stands_for", type(module))
-    return spec or next((s for cls in cls.__mro__ if (s := spec_of_class(cls)) is not None), None)
+    return spec_of_form(module, method)
 
 
 def tensor_facts(tensor: Tensor) -> TensorFacts:

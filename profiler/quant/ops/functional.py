@@ -24,7 +24,7 @@ from profiler.quant.ops.constants import (
     with_integer_constants,
 )
 from profiler.quant.ops.float_functional import FloatFunctional, spec_of_method
-from profiler.quant.ops.registry import OpSpec, get_spec, spec_of_function, spec_of_module
+from profiler.quant.ops.registry import OpSpec, get_spec, spec_of_class, spec_of_function, spec_of_module
 from profiler.quant.qconfig import QConfig
 from profiler.quant.qtensor import QTensor, first_qtensor, to_float, to_plain, user_line
 from profiler.quant.tracing import not_traced
@@ -307,6 +307,12 @@ def spec_of_op(module: nn.Module, method: str = "") -> OpSpec | None:
     if isinstance(module, FloatFunctional):
         return spec_of_function(method)
     return spec_of_function(module.function) if isinstance(module, FunctionOp) else spec_of_module(module)
+
+
+def spec_of_form(module: nn.Module, method: str = "") -> OpSpec | None:
+    """As `spec_of_op`, for the fake-quant and integer forms too: they extend the class they stand for, or name it."""
+    cls = getattr(module, "stands_for", type(module))
+    return spec_of_op(module, method) or next((s for base in cls.__mro__ if (s := spec_of_class(base))), None)
 
 
 def make_fake_quant_functional(module: FloatFunctional, qconfig: QConfig) -> FakeQuantFloatFunctional:

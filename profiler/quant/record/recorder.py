@@ -63,7 +63,7 @@ class RunRecorder(CallTracker):
         """Run the model once and write it down; several runs lie one behind the other.
 
         Returns:
-            The node of the model's output; the graph gets its output node by `finish`.
+            The node of what the model gives; `record_runs` makes the graph's output of it.
         """
         self._begin_record()
         bound = inspect.signature(self.model.forward).bind(*args, **kwargs)

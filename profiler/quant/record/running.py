@@ -22,8 +22,8 @@ from profiler.quant.fx.weighted_functions import WEIGHTED_FUNCTIONS
 from profiler.quant.modules import Identity
 from profiler.quant.naming import join, op_name
 from profiler.quant.ops.constants import is_constant
-from profiler.quant.ops.functional import keeps_scale, spec_of_op, tensors_in
-from profiler.quant.ops.registry import Family, OpSpec, spec_of_class, spec_of_function
+from profiler.quant.ops.functional import keeps_scale, spec_of_form, tensors_in
+from profiler.quant.ops.registry import Family, OpSpec, spec_of_function
 from profiler.quant.qconfig import QConfig
 from profiler.quant.qtensor import QTensor, first_qtensor, has_handler, to_float
 from profiler.quant.record.become import become_float, become_float_together, written_back
@@ -100,7 +100,7 @@ class RecordedDispatch(EagerDispatch):
             args, kwargs = resolved(args), resolved(kwargs)
             if first_qtensor([args, kwargs]) is None:
                 return call.func(*args, **kwargs)
-            module = self._late_module(call, args, kwargs)
+            module = self._late_module(call, path, args, kwargs)
         if module is None:
             plan = self.next_plan(path)
             result = self._run_plain(call, args, kwargs)
@@ -179,11 +179,9 @@ class RecordedDispatch(EagerDispatch):
         self._join(_add_stub(self.root, name, qconfig), name)
         return name
 
-    def _late_module(self, call: FunctionCall, args: Any, kwargs: Any) -> nn.Module | None:
+    def _late_module(self, call: FunctionCall, path: str, args: Any, kwargs: Any) -> nn.Module | None:
         """A quantizer for a function that no record had; made while observing."""
         spec = spec_of_function(call.name)
-        name = call.attribute
-        path = join(call.module.__dict__.get(FQN_ATTRIBUTE, ""), name)
         has_own_scale = spec is not None and spec.family in (Family.FUNCTION, Family.COMPOSITE)
         if spec is None or not has_own_scale or path in self.plan.recorded or keeps_scale(spec, args, kwargs):
             return None
@@ -191,7 +189,7 @@ class RecordedDispatch(EagerDispatch):
         if not self._is_observing() or not isinstance(qconfig, QConfig) or qconfig.activation is None:
             self.note_unrecorded(path)
             return None
-        module = generate(call.module, call.name, name, qconfig, is_float=False)
+        module = generate(call.module, call.name, call.attribute, qconfig, is_float=False)
         self._join(module, path)
         install(module, path)
         return module
@@ -324,9 +322,10 @@ def _through_stubs(
     """
     if isinstance(module, FakeQuantStub):
         return args, kwargs
-    if _is_function(module) and first_qtensor([args, kwargs]) is None:
+    spec = spec_of_form(module)
+    if spec is not None and spec.family is Family.FUNCTION and first_qtensor([args, kwargs]) is None:
         return args, kwargs
-    operands = _operands(module, args, kwargs)
+    operands = _operands(spec, args, kwargs)
     stubs, number, is_mixed = dict(plan.stubs), -1, False
 
     def cross(value: Any) -> Any:
@@ -350,18 +349,8 @@ def _through_stubs(
     return args, kwargs
 
 
-def _is_function(module: nn.Module) -> bool:
-    return getattr(_spec(module), "family", None) is Family.FUNCTION
-
-
-def _spec(module: nn.Module) -> OpSpec | None:
-    cls = getattr(module, "stands_for", type(module))
-    return spec_of_op(module) or next((s for c in cls.__mro__ if (s := spec_of_class(c)) is not None), None)
-
-
-def _operands(module: nn.Module, args: Any, kwargs: Any) -> set[int]:
+def _operands(spec: OpSpec | None, args: Any, kwargs: Any) -> set[int]:
     """Identities of the plain float tensors that an op takes quantized: no masks, numbers or constant operands."""
-    spec = _spec(module)
     if spec is None or spec.family not in (Family.GEMM, Family.FUNCTION, Family.COMPOSITE):
         return set()
     plain = dict(spec.plain_arguments)
