@@ -37,7 +37,7 @@ class QuantStub(QuantOp):
         ConfigError: scale is not positive, or zero_point is not 0.
     """
 
-    is_automatic = False  # put in by prepare_qat_fx, which cannot tell a mask or a number from float values
+    is_automatic = False  # put in by a front end, which cannot tell a mask or a number from float values
     feeds_softmax = False  # only sums that a softmax reads: entries far below the others are switched off
 
     def __init__(
@@ -50,6 +50,13 @@ class QuantStub(QuantOp):
         if qconfig is not None:
             self.qconfig = qconfig
 
+    @staticmethod
+    def automatic() -> QuantStub:
+        """One that a front end puts in."""
+        stub = QuantStub()
+        stub.is_automatic = True
+        return stub
+
     def forward(self, x: Tensor) -> Tensor:
         """The input itself."""
         return x
@@ -61,7 +68,7 @@ class QuantStub(QuantOp):
 class DeQuantStub(QuantOp):
     """Quantized to float, in every stage; a float tensor passes as it is, a nest of tensors tensor by tensor."""
 
-    is_automatic = False  # put in by prepare_qat_fx before ops that run in float, and at outputs
+    is_automatic = False  # put in by a front end before ops that run in float, and at outputs
 
     def forward(self, x: Any) -> Any:
         """Real values as a plain tensor."""

@@ -191,11 +191,11 @@ class BoundaryPlanner:
                 stub_qconfig = replace(qconfig, activation=qconfig.input, fallback_from="", fallback_reason="")
             if stub_qconfig is None:
                 return source
-            stub = QuantStub()
-            stub.is_automatic, stub.feeds_softmax = True, _only_feeds_softmax(self.root, source)
             place = (source.meta.get("path"), source.meta.get("call")) if "record" in source.meta else source
             name = self._names.get(place) or self._free_name(f"{source.name}_activation_post_process")
             if place not in self._names:
+                stub = QuantStub.automatic()
+                stub.feeds_softmax = _only_feeds_softmax(self.root, source)
                 self._names[place] = name
                 self._replace(name, stub)
             self.plan.stubs.add(name)

@@ -71,6 +71,7 @@ class RecordedDispatch(EagerDispatch):
         self.open: list[tuple[CallPlan, list[FakeQuantize]]] = []
         self._stubbed: list[Tensor] = []
         self._is_paused = False
+        self._observes: bool | None = None
 
     @property
     def root(self) -> nn.Module:
@@ -199,7 +200,12 @@ class RecordedDispatch(EagerDispatch):
             join_state(fake_quant, self.root, join(path, inner), module)
 
     def _is_observing(self) -> bool:
-        return any(fq.is_observer_on and fq.training for _, fq in named_fake_quants(self.root))
+        """Asked once in a forward, however many calls no record had: it walks the whole model."""
+        if self._observes is None:
+            muted = [fake_quant for _, fake_quants in self.open for fake_quant in fake_quants]
+            on = (fq for _, fq in named_fake_quants(self.root) if fq.is_observer_on)
+            self._observes = any(fq.training for fq in (*muted, *on))
+        return self._observes
 
     def _run_plain(self, call: FunctionCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A function without a scale of its own: on quantized values where it is defined on them, else on real ones."""
@@ -249,8 +255,7 @@ def stubs_from_keys(root: nn.Module, state_dict: dict[str, Any], prefix: str, *_
 
 
 def _add_stub(root: nn.Module, name: str, qconfig: QConfig) -> nn.Module:
-    stub = QuantStub()
-    stub.is_automatic = True
+    stub = QuantStub.automatic()
     stub.train(root.training)
     quantizing = fake_quant_form(stub, qconfig)
     root.add_module(name, quantizing)

@@ -67,8 +67,7 @@ def _leave(model: nn.Module, path: str) -> bool:
     parent_path, _, name = path.rpartition(".")
     parent, module = model.get_submodule(parent_path), model.get_submodule(path)
     if isinstance(module, FakeQuantStub) and module.is_automatic:
-        plain = QuantStub()
-        plain.is_automatic = True
+        plain = QuantStub.automatic()
         take_hooks(plain, module)
         plain.__dict__.update({k: v for k, v in module.__dict__.items() if k.startswith("quant_")})
         plain.train(module.training)
