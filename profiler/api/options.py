@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from profiler.errors import ModelError, ReportError
-from profiler.quant.march import March, get_march, march_set_to, parse_march
+from profiler.quant.march import get_march, march_or_default, march_set_to
 
 DEFAULT_OUT_DIR = "profiler_out"
 Progress = Callable[[str, int, int], None]
@@ -71,10 +71,8 @@ def eager_module(model: Any) -> nn.Module:
 @contextmanager
 def chosen_march(march: str | None) -> Iterator[str]:
     """The march of a run: the caller's, else the one that is set, else BAYES. Gives a note; restores the former one."""
-    former = get_march()
-    chosen = parse_march(march) if march is not None else former or March.BAYES
-    note = "" if march is not None or former is not None else "no march was set: bayes is assumed"
-    with march_set_to(chosen):
+    note = "" if march is not None or get_march() is not None else "no march was set: bayes is assumed"
+    with march_set_to(march_or_default(march)):
         yield note
 
 

@@ -81,7 +81,7 @@ def take_batches(
     for index, raw in enumerate(_first(data, num_batches)):
         batch, note = fit_batch(_processed(raw, index, batch_process_func), model, index)
         _check_values(batch, index)
-        items.append(_to_device(batch, model))
+        items.append(to_device(batch, model))
         if note:
             notes[note] = None
     if not items:
@@ -255,7 +255,8 @@ def _check_values(batch: Batch, index: int) -> None:
             raise DataError(f"batch {index}, tensor {position} has shape {tuple(tensor.shape)} and holds no values")
 
 
-def _to_device(batch: Batch, model: nn.Module) -> Batch:
+def to_device(batch: Batch, model: nn.Module) -> Batch:
+    """The batch on the device of the model's parameters, or of its buffers where it has none."""
     parameter = next(iter(model.parameters()), next(iter(model.buffers()), None))
     if parameter is None:
         return batch

@@ -55,6 +55,15 @@ def get_march() -> March | None:
     return _current
 
 
+def march_or_default(march: March | str | None) -> March:
+    """The march given, else the one that is set, else BAYES.
+
+    Raises:
+        ConfigError: the name is unknown; the message lists the known ones.
+    """
+    return parse_march(march) if march is not None else get_march() or March.BAYES
+
+
 @contextmanager
 def march_set_to(march: March) -> Iterator[None]:
     """The target inside a with block; the former one, or none, comes back, also after an error."""

@@ -56,6 +56,18 @@ def adopt(cls: type[_M], module: nn.Module) -> _M:
     return new
 
 
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a module has forward hooks, its users' or ours."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def take_hooks(new: nn.Module, old: nn.Module) -> None:
+    """Give a module the forward hooks of the one whose place it takes."""
+    own: Any = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_always_called", "_forward_hooks_with_kwargs")
+    for table in (*own, "_forward_pre_hooks_with_kwargs"):
+        new.__dict__[table] = old.__dict__[table].copy()
+
+
 def make_activation(qconfig: QConfig, module: nn.Module) -> FakeQuantize | None:
     """The activation fake quant of a qconfig on the module's device and in its training mode, or None."""
     if qconfig.activation is None:

@@ -18,14 +18,13 @@ from profiler.quant.eager.convert import convert
 from profiler.quant.fx.planning import QconfigSource, from_dicts
 from profiler.quant.fx.prepare import prepare_qat_fx
 from profiler.quant.fx.trace import trace
-from profiler.quant.march import March, get_march, march_set_to, parse_march
-from profiler.quant.modules import is_leaf
+from profiler.quant.march import March, march_or_default, march_set_to
+from profiler.quant.modules import has_hooks, is_leaf
 from profiler.quant.norm_inputs import default_qconfigs
 from profiler.quant.ops.functional import tensors_in
 from profiler.quant.ops.registry import spec_of_module
 from profiler.quant.qconfig import QConfig
 from profiler.quant.record.prepare import prepare_recorded
-from profiler.quant.record.unreached import has_hooks
 from profiler.quant.reparametrized import use_plain_weights
 from profiler.quant.states import named_fake_quants
 from profiler.quant.swap import EFFECTS_ATTRIBUTE, QuantEffect, copy_in_eval, copy_model
@@ -106,7 +105,7 @@ def quantize(
     """
     if frontend not in FRONT_ENDS:
         raise ConfigError(f"quantize: frontend is {frontend!r}; use one of {', '.join(map(repr, FRONT_ENDS))}")
-    chosen = parse_march(march) if march is not None else get_march() or March.BAYES
+    chosen = march_or_default(march)
     if not isinstance(model, nn.Module):
         raise ModelError(f"quantize: expected an nn.Module, got {type(model).__name__}; pass the model itself")
     require_usable_weights(model)

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from profiler.errors import ConfigError
-from profiler.quant.calibration.batches import Batch, take_batches
+from profiler.quant.batches import Batch
+from profiler.quant.calibration.batches import take_batches
 from profiler.quant.calibration.candidates import MIN_MAX, is_free, observe_candidates, observer_choices
 from profiler.quant.calibration.keeping import state_kept, use_state
 from profiler.quant.calibration.output_error import OutputError

@@ -4,30 +4,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from profiler.errors import ConfigError, DataError
+from profiler.quant.batches import Batch, to_device
 from profiler.quant.ops.functional import tensors_in
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Arguments of one forward."""
-
-    args: tuple[Any, ...] = ()
-    kwargs: dict[str, Any] = field(default_factory=dict)
-
-    def run(self, model: nn.Module) -> Any:
-        """One forward on copies of the tensors, so that in-place models cannot change the user's data."""
-        args, kwargs = tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, (self.args, self.kwargs))
-        return model(*args, **kwargs)
 
 
 def take_batches(
@@ -71,12 +57,10 @@ def _as_batch(given: Any, model: nn.Module, index: int) -> Batch:
             f"batch {index} is {type(given).__name__} without a tensor; expected a tensor, a tuple of arguments or a "
             "dict of keyword arguments: convert it with batch_process_func"
         )
-    parameter = next(iter(model.parameters()), next(iter(model.buffers()), None))
-    if parameter is not None:
-        given = tree_map(lambda v: v.to(parameter.device) if isinstance(v, Tensor) else v, given)
     if isinstance(given, dict):
-        return Batch((), dict(given))
-    return Batch(tuple(given)[: _num_positional(model)] if isinstance(given, (tuple, list)) else (given,))
+        return to_device(Batch((), dict(given)), model)
+    args = tuple(given)[: _num_positional(model)] if isinstance(given, (tuple, list)) else (given,)
+    return to_device(Batch(args), model)
 
 
 def _num_positional(model: nn.Module) -> int | None:

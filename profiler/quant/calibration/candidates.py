@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from profiler.errors import ConfigError, ModelError
-from profiler.quant.calibration.batches import Batch
+from profiler.quant.batches import Batch
 from profiler.quant.calibration.keeping import use_state
 from profiler.quant.fake_quant import FakeQuantize
 from profiler.quant.observers import OBSERVERS, MinMaxObserver, ObserverBase, PercentileObserver, observer_class

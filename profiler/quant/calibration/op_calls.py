@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from profiler.errors import ModelError
-from profiler.quant.calibration.batches import Batch
+from profiler.quant.batches import Batch
 from profiler.quant.calibration.keeping import use_state
 from profiler.quant.calibration.rounding import Call
 from profiler.quant.qtensor import QTensor, to_plain

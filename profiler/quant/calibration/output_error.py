@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from profiler.errors import ModelError
-from profiler.quant.calibration.batches import Batch
+from profiler.quant.batches import Batch
 from profiler.quant.calibration.keeping import use_state
 from profiler.quant.ops.functional import tensors_in
 from profiler.quant.qtensor import to_float

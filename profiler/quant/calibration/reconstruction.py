@@ -12,7 +12,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from profiler.errors import ConfigError, ModelError
-from profiler.quant.calibration.batches import Batch, take_batches
+from profiler.quant.batches import Batch
+from profiler.quant.calibration.batches import take_batches
 from profiler.quant.calibration.config import ReconstructionConfig
 from profiler.quant.calibration.keeping import state_kept
 from profiler.quant.calibration.op_calls import collect_calls, count_calls

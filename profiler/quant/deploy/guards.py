@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from profiler.errors import ConfigError, ModelError, NotCalibratedError, StateError
-from profiler.quant.march import March, get_march, parse_march
+from profiler.quant.march import March, get_march, march_or_default
 from profiler.quant.states import named_fake_quants
 
 _LOG = logging.getLogger(__name__)
@@ -115,8 +115,6 @@ def target_march(march: March | str | None) -> March:
     Raises:
         ConfigError: the name is unknown.
     """
-    if march is not None:
-        return parse_march(march)
-    if get_march() is None:
+    if march is None and get_march() is None:
         _LOG.info("no march is set: bayes is assumed")
-    return get_march() or March.BAYES
+    return march_or_default(march)

@@ -16,7 +16,7 @@ from profiler.quant.fx.boundaries import Plan, has_quant_stub
 from profiler.quant.fx.planning import QconfigSource, plan_graph
 from profiler.quant.loading import match_bounds_after_load
 from profiler.quant.march import require_march
-from profiler.quant.modules import Identity, is_leaf
+from profiler.quant.modules import Identity, has_hooks, is_leaf, take_hooks
 from profiler.quant.naming import join
 from profiler.quant.ops.functional import FunctionOp, spec_of_op
 from profiler.quant.ops.gemm import Gemm
@@ -34,7 +34,7 @@ from profiler.quant.record.running import (
     install,
     stubs_from_keys,
 )
-from profiler.quant.record.unreached import before_convert, has_hooks, take_hooks
+from profiler.quant.record.unreached import before_convert
 from profiler.quant.reparametrized import use_plain_weights
 from profiler.quant.states import attach_journal, place_fake_quants
 from profiler.quant.swap import EFFECTS_ATTRIBUTE, QuantEffect, copy_in_eval, copy_model, require_float_model

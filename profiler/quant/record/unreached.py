@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from torch import nn
 
 from profiler.quant.fake_quant import FakeQuantize
-from profiler.quant.modules import is_leaf
+from profiler.quant.modules import is_leaf, take_hooks
 from profiler.quant.naming import op_name, parse_generated
 from profiler.quant.ops.gemm import FakeQuantGemm
 from profiler.quant.states import named_fake_quants
@@ -80,15 +79,3 @@ def _leave(model: nn.Module, path: str) -> bool:
         del parent._modules[name]
         return True
     return False
-
-
-def has_hooks(module: nn.Module) -> bool:
-    """Whether a module has forward hooks, its users' or ours."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)
-
-
-def take_hooks(new: nn.Module, old: nn.Module) -> None:
-    """Give a module the forward hooks of the one whose place it takes."""
-    own: Any = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_always_called", "_forward_hooks_with_kwargs")
-    for table in (*own, "_forward_pre_hooks_with_kwargs"):
-        new.__dict__[table] = old.__dict__[table].copy()

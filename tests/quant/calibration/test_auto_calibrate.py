@@ -29,7 +29,7 @@ from profiler.quant import (
     prepare_qat_fx,
     set_fake_quantize,
 )
-from profiler.quant.calibration.batches import Batch
+from profiler.quant.batches import Batch
 from profiler.quant.calibration.keeping import state_kept
 from profiler.quant.calibration.output_error import OutputError
 from profiler.quant.qconfig import QConfig

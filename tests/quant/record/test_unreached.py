@@ -7,7 +7,8 @@ from torch.nn import functional as F
 
 from profiler.errors import NotCalibratedError
 from profiler.quant import FakeQuantState, convert, set_fake_quantize
-from profiler.quant.record.unreached import has_hooks, leave_unreached_in_float, take_hooks
+from profiler.quant.modules import has_hooks, take_hooks
+from profiler.quant.record.unreached import leave_unreached_in_float
 from tests.quant.record.stages import calibrated, prepared, reasons, relative_error
 from tests.quant.stages import calibrate
 
