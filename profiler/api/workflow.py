@@ -46,8 +46,10 @@ def profile_model(model: nn.Module, data: Any, options: Options) -> ProfileRepor
 def _profile_float(
     model: nn.Module, batches: Sequence[Batch], options: Options, notes: tuple[str, ...]
 ) -> ProfileReport:
-    run_forward(as_network(copy_in_eval(model)), batches[0], "float", 0)
-    known = evaluate_stages({"float": copy_in_eval(model)} if options.evaluate else {}, options)
+    known: tuple[StageMetric, ...] = ()
+    if options.evaluate is not None:  # the data must fit before anything is evaluated
+        run_forward(as_network(copy_in_eval(model)), batches[0], "float", 0)
+        known = evaluate_stages({"float": copy_in_eval(model)}, options)
     stages = calibrated_stages(model, batches, options.qconfig_dict, frontend=options.frontend, tell=options.tell)
     return _compare_and_write(
         model, stages.float, stages.calib, "calib", batches, options, (*notes, *stages.notes), known=known
